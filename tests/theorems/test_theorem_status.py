@@ -1,0 +1,80 @@
+"""Status words follow from what ran, in every combination."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from gonio.errors import TheoremError
+from gonio.theorems import compute_status, compute_statuses, get_entry
+
+
+@dataclass(frozen=True)
+class Outcome:
+    passed: bool = True
+    mutant_rejected: bool = True
+    arithmetic: str = "float64"
+
+
+@dataclass(frozen=True)
+class Proof:
+    status: str
+    axioms: tuple[str, ...] = ()
+
+
+THEOREM = get_entry("stableRank_le_rank")
+WEAKER = get_entry("random_subspace_expected_overlap")
+REFUTED = get_entry("stableRank_mul_le_min")
+EMPIRICAL = THEOREM.model_copy(update={"kind": "empirical"})
+GOOD, EXACT = Outcome(), Outcome(arithmetic="exact")
+BROKEN, TOOTHLESS = Outcome(passed=False), Outcome(mutant_rejected=False)
+PROVED, OPEN, STALE, UNSOUND = (Proof(word) for word in ("proved", "open", "stale", "unsound"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "outcome", "proof", "status"),
+    [
+        (THEOREM, None, None, "open"),
+        (THEOREM, GOOD, None, "checked"),
+        (THEOREM, EXACT, OPEN, "checked"),
+        (THEOREM, GOOD, STALE, "checked"),
+        (THEOREM, None, OPEN, "open"),
+        (THEOREM, None, PROVED, "proved"),
+        (THEOREM, GOOD, PROVED, "proved"),
+        (THEOREM, BROKEN, None, "failed"),
+        (THEOREM, BROKEN, PROVED, "failed"),
+        (THEOREM, TOOTHLESS, PROVED, "failed"),
+        (THEOREM, GOOD, UNSOUND, "failed"),
+        (WEAKER, GOOD, PROVED, "proved-weaker"),
+        (WEAKER, None, PROVED, "proved-weaker"),
+        (WEAKER, GOOD, None, "checked"),
+        (REFUTED, None, None, "open"),
+        (REFUTED, EXACT, None, "refuted"),
+        (REFUTED, GOOD, None, "checked"),
+        (REFUTED, None, PROVED, "refuted"),
+        (REFUTED, replace(EXACT, passed=False), PROVED, "failed"),
+        (EMPIRICAL, None, PROVED, "open"),
+        (EMPIRICAL, GOOD, PROVED, "empirical"),
+        (EMPIRICAL, BROKEN, None, "failed"),
+    ],
+)
+def test_status_is_computed(entry, outcome, proof, status):
+    assert compute_status(entry, outcome, proof) == status
+
+
+def test_an_unknown_word_is_refused():
+    with pytest.raises(TheoremError, match="has status 'proven'"):
+        compute_status(THEOREM, GOOD, Proof("proven"))
+
+
+def test_results_are_looked_up_by_check_and_proofs_by_declaration():
+    entries = (THEOREM, REFUTED, get_entry("zero_init"))
+    statuses = compute_statuses(
+        entries,
+        {"stable_rank_at_most_rank": GOOD, "zero_init": GOOD},
+        {"stableRank_mul_le_min_counterexample": PROVED, "zero_init": PROVED},
+    )
+    assert statuses == {
+        "stableRank_le_rank": "checked",
+        "stableRank_mul_le_min": "refuted",
+        "zero_init": "open",
+    }
