@@ -1,0 +1,227 @@
+"""The settings of an adapter folder, read as PEFT reads them and refused where unsure.
+
+The file is data: nothing it names is imported or run. Defaults and pattern matching are PEFT's
+own, so that an update scaled here is the update PEFT would merge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from gonio.errors import AdapterError
+
+__all__ = ["CONFIG_NAME", "LoraSettings", "read_settings"]
+
+CONFIG_NAME = "adapter_config.json"
+
+# LoRA variants whose merged update is still scaling * B @ A on an untouched base.
+_PLAIN_VARIANTS = frozenset({"velora_config"})
+_VARIANT_TITLES = {
+    "use_dora": "DoRA rescales every row of the merged weight",
+    "alora_invocation_tokens": "aLoRA acts on part of the tokens only and is never merged",
+    "monteclora_config": "MonteCLoRA samples its weights",
+    "use_bdlora": "BD-LoRA factors are block-diagonal",
+    "arrow_config": "Arrow routes between several adapters",
+    "kasa_config": "KaSA truncates the base and scales each direction",
+}
+_SWITCHES = {
+    "use_qalora": "QA-LoRA pools the inputs in groups",
+    "layer_replication": "replicated layers share one base weight",
+    "target_parameters": "factors on bare parameters (experts) are stored in another layout",
+    "megatron_config": "Megatron factors may be shards of a layer",
+}
+# These initializations subtract the starting factors from the base weight, so that B @ A alone
+# is not the change of the original weight.
+_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """What the folder's configuration says about the update, checked.
+
+    Attributes:
+        rank: Default r.
+        alpha: Default lora_alpha.
+        rank_pattern: r of the modules a pattern matches.
+        alpha_pattern: lora_alpha of the modules a pattern matches.
+        use_rslora: Whether scaling is alpha / sqrt(r) instead of alpha / r.
+        fan_in_fan_out: What the file says; PEFT resets it per layer type, so it is a hint only.
+        bias: ``none``, ``all`` or ``lora_only``.
+        modules_to_save: Modules stored whole beside the factors.
+        base_model: What the file calls its base model, empty when unnamed.
+        unknown: Settings this version of PEFT does not know and, like here, ignores.
+    """
+
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    bias: str = "none"
+    modules_to_save: tuple[str, ...] = ()
+    base_model: str = ""
+    unknown: tuple[str, ...] = ()
+
+    def resolve(self, module: str) -> tuple[int, float]:
+        """Rank and scaling of one module, patterns matched as PEFT matches them.
+
+        Args:
+            module: Module name in the base model, without PEFT's prefix.
+
+        Returns:
+            r and alpha / r (alpha / sqrt(r) for rsLoRA).
+        """
+        from peft.utils.other import get_pattern_key
+
+        rank_key = get_pattern_key(list(self.rank_pattern), module)
+        alpha_key = get_pattern_key(list(self.alpha_pattern), module)
+        rank = self.rank_pattern.get(rank_key, self.rank)
+        alpha = self.alpha_pattern.get(alpha_key, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+
+def read_settings(folder: Path) -> LoraSettings:
+    """Read and check ``adapter_config.json``.
+
+    Raises:
+        AdapterError: The file is missing or broken, is no LoRA configuration, or asks for a
+            variant whose update is not ``scaling * B @ A``.
+    """
+    path = folder / CONFIG_NAME
+    raw = _read_json(path)
+    kind = raw.get("peft_type")
+    if kind != "LORA":
+        raise _refused(path, f"peft_type is {kind!r}", "Only LoRA adapters are measured.")
+    config, unknown = _parse(path, raw)
+    _refuse_variants(path, config)
+    rank, alpha = _rank(path, "r", config.r), _alpha(path, "lora_alpha", config.lora_alpha)
+    ranks = _pattern(path, "rank_pattern", config.rank_pattern)
+    alphas = _pattern(path, "alpha_pattern", config.alpha_pattern)
+    rank_pattern = {k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in ranks.items()}
+    alpha_pattern = {k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alphas.items()}
+    return LoraSettings(
+        rank=rank,
+        alpha=alpha,
+        rank_pattern=MappingProxyType(rank_pattern),
+        alpha_pattern=MappingProxyType(alpha_pattern),
+        use_rslora=_flag(path, "use_rslora", config.use_rslora),
+        fan_in_fan_out=_flag(path, "fan_in_fan_out", config.fan_in_fan_out),
+        bias=str(config.bias),
+        modules_to_save=_names(config.modules_to_save),
+        base_model=str(config.base_model_name_or_path or ""),
+        unknown=unknown,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refused(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise _refused(path, f"is not JSON: {str(error) or type(error).__name__}") from error
+    if not isinstance(raw, dict):
+        raise _refused(path, f"holds a {type(raw).__name__}, expected an object")
+    return raw
+
+
+def _parse(path: Path, raw: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """PEFT's own ``LoraConfig`` and the names of the settings it does not know."""
+    from peft import LoraConfig
+
+    known = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"runtime_config"}
+    unknown = sorted(set(raw) - known - {"runtime_config"})
+    switched_on = [name for name in unknown if raw[name] is True or _is_filled(raw[name])]
+    if switched_on:
+        raise _refused(
+            path,
+            f"switches on {', '.join(switched_on)}, which the installed PEFT does not know",
+            "Upgrade PEFT, or save the adapter again with the version that is installed.",
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice for training; what matters is checked here
+            config = LoraConfig(**{name: raw[name] for name in known & set(raw)})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _refused(path, f"PEFT cannot read it: {error}") from error
+    return config, tuple(name for name in unknown if raw[name] not in (None, False, [], {}))
+
+
+def _is_filled(value: object) -> bool:
+    return isinstance(value, dict | list) and len(value) > 0
+
+
+def _refuse_variants(path: Path, config: Any) -> None:
+    for option in dataclasses.fields(config):
+        is_variant = option.metadata.get("is_lora_variant") and option.name not in _PLAIN_VARIANTS
+        if (is_variant or option.name in _SWITCHES) and getattr(config, option.name):
+            titles = _VARIANT_TITLES | _SWITCHES
+            reason = titles.get(option.name, "a LoRA variant whose update is not known here")
+            raise _refused(
+                path,
+                f"{option.name} is set: {reason}",
+                "Only updates that are scaling * B @ A are measured.",
+            )
+    start = config.init_lora_weights
+    if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
+        raise _refused(
+            path,
+            f"init_lora_weights is {start!r}: the factors are relative to a changed base weight",
+            "Save the adapter again with path_initial_model_for_weight_conversion, which turns "
+            "it into a plain LoRA.",
+        )
+
+
+def _rank(path: Path, name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _refused(path, f"{name} is {value!r}, expected a whole number of at least 1")
+    return value
+
+
+def _alpha(path: Path, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise _refused(path, f"{name} is {value!r}, expected a finite number")
+    return float(value)
+
+
+def _flag(path: Path, name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refused(path, f"{name} is {value!r}, expected true or false")
+    return value
+
+
+def _pattern(path: Path, name: str, value: object) -> dict[str, Any]:
+    """A mapping from module patterns, each a regular expression PEFT can match."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise _refused(path, f"{name} is a {type(value).__name__}, expected an object")
+    for pattern in value:
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+        except re.error as error:
+            raise _refused(
+                path, f"{name}: {pattern!r} is not a regular expression: {error}"
+            ) from None
+    return value
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(str(name) for name in value) if isinstance(value, list | tuple | set) else ()
+
+
+def _refused(path: Path, found: str, cure: str = "") -> AdapterError:
+    message = f"not a LoRA configuration gonio can read: {path}\n  {found}"
+    return AdapterError(f"{message}\n{cure}" if cure else message)

@@ -1,0 +1,132 @@
+"""The spectrum from the factors is the spectrum of the product, beside a null that holds."""
+
+import math
+
+import pytest
+import torch
+
+from gonio.adapters import load_adapter, random_lora, spectrum_table
+from gonio.errors import AdapterError
+from gonio.linalg.spectrum import spectral_tolerance
+
+Q = "model.layers.{}.self_attn.q_proj"
+SHAPES = [(1, 1, 1), (7, 5, 3), (5, 7, 5), (3, 9, 8), (96, 64, 8), (64, 96, 1)]
+
+
+def dense_row(product: torch.Tensor) -> dict[str, float]:
+    """The same quantities, spelled out on the dense product by another route (eigenvalues)."""
+    energy = torch.linalg.eigvalsh(product.mT @ product).flip(0).clamp(min=0)
+    shares = torch.linalg.svdvals(product) / torch.linalg.svdvals(product).sum()
+    held = energy.cumsum(0) / energy.sum()
+    shares = shares[shares > 0]
+    return {
+        "frobenius_norm": float(product.square().sum().sqrt()),
+        "spectral_norm": float(energy[0].sqrt()),
+        "stable_rank": float(product.square().sum() / energy[0]),
+        "effective_rank": math.exp(-float((shares * shares.log()).sum())),
+        "k90": float((held < 0.9 - 1e-12).sum() + 1),
+        "k99": float((held < 0.99 - 1e-12).sum() + 1),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_table_equals_the_dense_product(shape, dtype, factors, make_adapter):
+    """Factored and dense agree to 1e-6 relative; values off by 0.1% do not pass."""
+    m, n, r = shape
+    lora_b, lora_a = factors(m, n, r, dtype)
+    table = spectrum_table(make_adapter({Q.format(3): (lora_b, lora_a)}, scaling=-0.5), samples=20)
+    row = table.iloc[0]
+    expected = dense_row(-0.5 * lora_b.double() @ lora_a.double())
+    for name, value in expected.items():
+        # The eigenvalue route squares the rounding: sqrt(eps64) is 1.5e-8, so 1e-6 is ample.
+        assert row[name] == pytest.approx(value, rel=1e-6), name
+        assert row[name] != pytest.approx(value * 1.001, rel=1e-6), name
+    assert row["numerical_rank"] == min(shape)
+    assert (row["out_features"], row["in_features"], row["rank"]) == shape
+    assert (row["layer"], row["projection"]) == (3, "self_attn.q_proj")
+
+
+def test_singular_values_reach_machine_precision(factors, make_adapter):
+    lora_b, lora_a = factors(96, 64, 8)
+    update = make_adapter({"x": (lora_b, lora_a)}, scaling=3.0).updates["x"]
+    dense = torch.linalg.svdvals(3.0 * lora_b.double() @ lora_a.double())[:8]
+    atol = spectral_tolerance(dense[0], 160, torch.float64)
+    torch.testing.assert_close(update.singular_values(), dense, rtol=0, atol=atol)
+
+
+def test_a_lost_direction_lowers_the_numerical_rank(factors, make_adapter):
+    """A direction below float32 noise is not counted; one above it is."""
+    lora_b, lora_a = (factor.double() for factor in factors(40, 30, 3))
+    lora_b, lora_a = torch.linalg.qr(lora_b).Q, torch.linalg.qr(lora_a.mT).Q.mT
+    noise = 40 * torch.finfo(torch.float32).eps
+    for factor, rank in ((0.5, 2), (2.0, 3)):
+        scaled = lora_b * torch.tensor([1.0, 0.5, factor * noise], dtype=torch.float64)
+        table = spectrum_table(make_adapter({"x": (scaled, lora_a)}), samples=10)
+        assert table["numerical_rank"].tolist() == [rank]
+
+
+def test_zero_updates_are_nan_and_said(factors, make_adapter):
+    lora_b, lora_a = factors(6, 5, 2)
+    table = spectrum_table(
+        make_adapter({Q.format(0): (lora_b, lora_a), Q.format(1): (0 * lora_b, lora_a)}), samples=10
+    )
+    zero = table.iloc[1]
+    assert zero["frobenius_norm"] == zero["spectral_norm"] == zero["numerical_rank"] == 0
+    assert zero[["stable_rank", "effective_rank", "k90", "k99"]].isna().all()
+    assert table.iloc[0][["stable_rank", "effective_rank", "k90", "k99"]].notna().all()
+
+
+def test_an_adapter_saved_before_training_is_refused(write_adapter, factors):
+    lora_b, lora_a = factors(6, 5, 4)
+    folder = write_adapter({"model.layers.0.q_proj": (0 * lora_b, lora_a)})
+    with pytest.raises(AdapterError, match=r"all 1 updates of .* are zero"):
+        spectrum_table(load_adapter(folder))
+
+
+def test_scaling_moves_norms_and_nothing_else(factors, make_adapter):
+    pair = {"x": factors(20, 30, 4)}
+    one = spectrum_table(make_adapter(pair, scaling=1.0), samples=10).iloc[0]
+    four = spectrum_table(make_adapter(pair, scaling=4.0), samples=10).iloc[0]
+    assert four["spectral_norm"] == pytest.approx(4 * one["spectral_norm"], rel=1e-14)
+    for name in ("stable_rank", "effective_rank", "k90", "k99", "numerical_rank"):
+        assert four[name] == pytest.approx(one[name], rel=1e-14), name
+
+
+def test_the_null_is_that_of_gaussian_products(rng):
+    """Means against products drawn and decomposed outright, within four standard errors."""
+    m, n, r, draws = 24, 16, 4, 2000
+    left = torch.randn(draws, m, r, generator=rng, dtype=torch.float64)
+    right = torch.randn(draws, r, n, generator=rng, dtype=torch.float64)
+    energy = torch.linalg.svdvals(left @ right)[:, :r].square()
+    stable = energy.sum(-1) / energy[:, 0]
+    null = random_lora(m, n, r, samples=draws, seed=1)
+    error = 4 * float(stable.std()) * math.sqrt(2 / draws)
+    assert abs(null.stable_rank - float(stable.mean())) < error
+    assert abs(null.stable_rank * 1.05 - float(stable.mean())) > error
+    low, high = stable.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    width = high - low
+    assert abs(null.stable_rank_low - low) < 0.08 * width  # quantile noise at 2000 draws: 3%
+    assert abs(null.stable_rank_high - high) < 0.08 * width
+
+
+def test_random_factors_stand_inside_their_own_null(factors, make_adapter):
+    """Of 60 random updates about 95% lie in the interval; fewer than 80% has probability 1e-5."""
+    table = spectrum_table(make_adapter({Q.format(i): factors(40, 32, 6) for i in range(60)}))
+    low, high = table["random_lora_stable_rank_low"], table["random_lora_stable_rank_high"]
+    assert table["stable_rank"].between(low, high).mean() > 0.8
+    assert (table["stable_rank"] * 1.5).between(low, high).mean() < 0.5
+
+
+def test_the_same_seed_gives_the_same_table(factors, make_adapter):
+    adapter = make_adapter({Q.format(0): factors(12, 8, 3)})
+    first, second = (spectrum_table(adapter, samples=50, seed=3) for _ in range(2))
+    assert first.equals(second)
+    assert not first.equals(spectrum_table(adapter, samples=50, seed=4))
+
+
+def test_progress_is_told(factors, make_adapter):
+    seen = []
+    adapter = make_adapter({Q.format(i): factors(6, 5, 2) for i in range(3)})
+    spectrum_table(adapter, samples=5, progress=lambda *call: seen.append(call))
+    assert seen == [(Q.format(i), i + 1, 3) for i in range(3)]
