@@ -73,7 +73,7 @@ def inspect_adapter(
     tables |= _optional("unused", adapter.unused, ["key", "reason"])
     return make_measurement(
         "adapter-spectrum",
-        f"Spectrum of the adapter {adapter.path}",
+        f"Spectrum of the adapter {adapter.path.name}",
         settings={"samples": samples, **_adapter_settings(adapter)},
         values=_spectrum_values(adapter, modules, seed),
         tables=tables,
@@ -119,7 +119,7 @@ def compare_adapter_with_base(
     }
     return make_measurement(
         "adapter-base-overlap",
-        f"The adapter {adapter.path} beside its base {base}",
+        f"The adapter {adapter.path.name} beside its base {base}",
         settings={"ks": list(ks), "base": str(base), **_adapter_settings(adapter)},
         values=[*_overlap_values(found.overlaps, seed), *_gain_values(found.gains, seed)],
         tables=tables | _optional("left_out", found.left_out, ["module", "reason"]),
@@ -167,7 +167,7 @@ def compare_two_adapters(
     tables |= _optional("left_out", found.left_out, ["module", "reason"])
     return make_measurement(
         "adapter-pair",
-        f"The adapters {one.path} and {two.path} beside each other",
+        f"The adapters {one.path.name} and {two.path.name} beside each other",
         settings={"ks": list(ks), "samples": samples}
         | {"first": _adapter_settings(one), "second": _adapter_settings(two)},
         values=[

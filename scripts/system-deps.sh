@@ -1,0 +1,38 @@
+#!/bin/sh
+# Debian packages that two parts of the tests use: Chromium (the site in a real browser) and Rocq
+# (the machine-checked proofs). Without them those tests are skipped, and say so.
+# Idempotent: installs what is missing where it may (as root, or through sudo without a password).
+set -eu
+
+missing=""
+for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" >/dev/null 2>&1; then browser=$name; fi
+done
+[ -n "${browser:-}" ] || missing="chromium"
+if ! command -v coqc >/dev/null 2>&1 || ! command -v make >/dev/null 2>&1; then
+    missing="$missing make coq libcoq-mathcomp-analysis libcoq-mathcomp-algebra-tactics"
+fi
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "system-deps: skipped, there is no apt-get here; wanted:$missing"
+    exit 0
+fi
+run=""
+if [ "$(id -u)" -ne 0 ]; then
+    if ! sudo -n true 2>/dev/null; then
+        echo "system-deps: skipped, not root and no sudo; to install: apt-get install $missing"
+        exit 0
+    fi
+    run="sudo -n"
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+echo "system-deps: installing $missing"
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086 # the lists are words
+if ! { $run apt-get update -qq && $run apt-get install -y -qq --no-install-recommends $missing; } \
+    >"$log" 2>&1; then
+    tail -n 5 "$log"
+    echo "system-deps: could not install; the tests that need them will be skipped"
+fi

@@ -1,0 +1,242 @@
+"""The same three output options on every command, and how measurements are printed.
+
+Without options a measurement is printed as tables that fit 80 columns; ``--json`` prints the
+whole record and its tables at full precision; ``--csv`` prints the main table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+    from gonio.records import Measurement, Value
+
+__all__ = ["Output", "ProgressCallback", "output_options", "progress_bar"]
+
+ProgressCallback = Callable[[str, int, int], None]  # what is done, steps done, steps in all
+
+_WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where and in which form a command prints its result.
+
+    Attributes:
+        form: ``text``, ``json`` or ``csv``.
+        path: File to write instead of standard output.
+    """
+
+    form: str = "text"
+    path: Path | None = None
+
+    def write(self, measurement: Measurement, main_table: str | None = None) -> None:
+        """Print a measurement: values and tables, or JSON, or the main table as CSV.
+
+        Args:
+            measurement: Record and tables.
+            main_table: The table that ``--csv`` prints; the record's first one unless given.
+        """
+        if self.form == "json":
+            tables = {name: _rows(table) for name, table in measurement.tables.items()}
+            record = measurement.record.model_dump(mode="json")
+            self._emit(json.dumps({"record": record, "tables": tables}, indent=2) + "\n")
+        elif self.form == "csv":
+            name = main_table or measurement.record.tables[0]
+            self._emit(measurement.tables[name].to_csv(index=False))
+        else:
+            self._emit(_render(measurement.record.title, _value_table(measurement.record.values)))
+
+    def write_table(
+        self, title: str, table: pd.DataFrame, columns: Sequence[str] | None = None
+    ) -> None:
+        """Print a data frame; in text form only ``columns``, so that it fits 80 columns."""
+        if self.form == "json":
+            self._emit(json.dumps({"title": title, "rows": _rows(table)}, indent=2) + "\n")
+        elif self.form == "csv":
+            self._emit(table.to_csv(index=False))
+        else:
+            self._emit(_render(title, _frame_table(table, columns or list(table.columns))))
+
+    def write_summary(
+        self,
+        measurement: Measurement,
+        tables: Sequence[tuple[str, pd.DataFrame]] = (),
+        main_table: str | None = None,
+    ) -> None:
+        """Print a measurement, in text form followed by condensed tables made for people."""
+        self.write(measurement, main_table)
+        if self.form == "text":
+            for title, table in tables:
+                self._emit("\n" + _render(title, _frame_table(table, list(table.columns))), True)
+
+    def _emit(self, text: str, append: bool = False) -> None:
+        if self.path is None:
+            click.echo(text, nl=False)
+            return
+        from gonio.files import write_text
+
+        before = self.path.read_text(encoding="utf-8") if append else ""
+        write_text(self.path, before + text)
+
+
+def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--json``, ``--csv`` and ``--output FILE``; the command receives ``output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+    @click.option("--csv", "as_csv", is_flag=True, help="Print the main table as CSV.")
+    @click.option(
+        "--output",
+        "path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Write to FILE instead of standard output.",
+        metavar="FILE",
+    )
+    @click.option("--force", "overwrite", is_flag=True, help="Replace files that exist.")
+    @wraps(command)
+    def wrapper(
+        *args: Any, as_json: bool, as_csv: bool, path: Path | None, overwrite: bool, **kwargs: Any
+    ) -> Any:
+        if as_json and as_csv:
+            raise click.UsageError("--json and --csv exclude each other")
+        refuse_existing(path, overwrite)
+        form = "json" if as_json else "csv" if as_csv else "text"
+        if _accepts_overwrite(command):
+            kwargs["overwrite"] = overwrite
+        return command(*args, output=Output(form, path), **kwargs)
+
+    return wrapper
+
+
+def refuse_existing(path: Path | None, overwrite: bool) -> None:
+    """Refuse to write over ``path`` unless asked to.
+
+    Raises:
+        OutputError: The path exists and ``overwrite`` is false.
+    """
+    from gonio.errors import OutputError
+
+    if path is not None and path.exists() and not overwrite:
+        raise OutputError(f"{path} exists and is not replaced; give --force to replace it.")
+
+
+def _accepts_overwrite(command: Callable[..., Any]) -> bool:
+    return "overwrite" in command.__code__.co_varnames[: command.__code__.co_argcount]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[ProgressCallback]:
+    """A progress bar on standard error, driven by ``progress(what, done, total)``."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as bars:
+        task = bars.add_task(title, total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            bars.update(task, description=what[:34], completed=done, total=total)
+
+        yield advance
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as JSON objects, NaN as null, full precision."""
+    return [
+        {str(key): _json_value(value) for key, value in row.items()}
+        for row in table.to_dict(orient="records")
+    ]
+
+
+def _json_value(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value
+
+
+def _value_table(values: Sequence[Value]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("quantity", overflow="fold")
+    has_interval = any(value.interval is not None for value in values)
+    has_chance = any(value.chance is not None for value in values)
+    headings = ["value"] + ["95% interval"] * has_interval + ["chance"] * has_chance
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for value in values:
+        interval = value.interval
+        bounds = f"{_short(interval.low)} .. {_short(interval.high)}" if interval else ""
+        chance = "" if value.chance is None else _short(value.chance)
+        unit = f" {value.unit}" if value.unit else ""
+        shown = "undefined" if value.value is None else _short(value.value) + unit
+        cells = [shown] + [bounds] * has_interval + [chance] * has_chance
+        table.add_row(value.name.replace("_", " "), *cells)
+    return table
+
+
+def _frame_table(frame: pd.DataFrame, columns: Sequence[str]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        numeric = frame[column].dtype.kind in "fiu"
+        table.add_column(str(column).replace("_", " "), justify="right" if numeric else "left")
+    for row in frame[list(columns)].itertuples(index=False):
+        table.add_row(*(_short(cell) for cell in row))
+    return table
+
+
+def _short(value: Any) -> str:
+    """Four significant digits for people; records keep all of them."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | str):
+        return str(value)
+    number = float(value)
+    if math.isnan(number):
+        return ""
+    if number == int(number) and abs(number) < 1e15:
+        return f"{int(number)}"
+    return f"{number:.4g}"
+
+
+def _render(title: str, table: Table) -> str:
+    from io import StringIO
+
+    from rich.console import Console
+
+    width = _WIDTH
+    if sys.stdout.isatty():
+        width = max(_WIDTH, Console().width)
+    buffer = StringIO()
+    console = Console(file=buffer, width=width, highlight=False, emoji=False, markup=False)
+    console.print(title)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"

@@ -1,0 +1,111 @@
+"""Run the executable checks and compute the status of every statement."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import get_args
+
+import pandas as pd
+import torch
+
+from gonio.records import Measurement, Value, make_measurement, make_value
+from gonio.theorems.catalogue import Entry, select_entries
+from gonio.theorems.runner import CheckResult, run_check
+from gonio.theorems.status import Status, compute_statuses
+from gonio.theorems.tables import locked_proofs
+
+__all__ = ["check_theorems"]
+
+ProgressCallback = Callable[[str, int, int], None]
+
+
+def check_theorems(
+    names: Sequence[str] | None = None,
+    family: str | None = None,
+    *,
+    examples: int = 100,
+    seed: int = 0,
+    progress: ProgressCallback | None = None,
+) -> Measurement:
+    """Run the checks of some statements, all by default.
+
+    Args:
+        names: Statements by name; all of them by default.
+        family: Letter of a family; only its statements.
+        examples: Cases per check, at least 1.
+        seed: Seed of the cases.
+        progress: Called with the statement at hand, statements done and statements in all.
+
+    Returns:
+        A ``theorem-check`` record; table ``checks`` has one row per statement: its status, what
+        was tried, the worst margin (dimensionless, negative if broken), the smallest
+        counterexample, and whether the mutant was rejected.
+
+    Raises:
+        TheoremError: A name or a family is unknown, or there is no lock of the proofs.
+        SettingError: ``examples`` is below 1.
+    """
+    entries = select_entries(tuple(names) if names else None, family)
+    proofs = locked_proofs()
+    results: dict[str, CheckResult] = {}
+    for done, entry in enumerate(entries):
+        if progress is not None:
+            progress(entry.name, done, len(entries))
+        if entry.check is not None:
+            results[entry.check] = run_check(entry, examples=examples, seed=seed)
+    if progress is not None:
+        progress("checks done", len(entries), len(entries))
+    statuses = compute_statuses(entries, results, proofs)
+    return make_measurement(
+        "theorem-check",
+        "Executable checks of the theorems",
+        settings={
+            "names": [entry.name for entry in entries],
+            "family": family,
+            "examples": examples,
+        },
+        values=_values(statuses, results),
+        tables={"checks": _table(entries, results, statuses)},
+        seed=seed,
+        dtype=torch.float64,
+    )
+
+
+def _values(statuses: dict[str, Status], results: dict[str, CheckResult]) -> list[Value]:
+    counts = Counter(statuses.values())
+    cases = sum(result.examples for result in results.values())
+    return [
+        make_value("statements", len(statuses)),
+        make_value("cases_tried", cases, note="without those of shrinking and of the mutants"),
+        *(
+            make_value(word.replace("-", "_"), counts[word])
+            for word in get_args(Status)
+            if counts[word] or word == "failed"
+        ),
+    ]
+
+
+def _table(
+    entries: Sequence[Entry], results: dict[str, CheckResult], statuses: dict[str, Status]
+) -> pd.DataFrame:
+    return pd.DataFrame(
+        [_row(entry, results.get(entry.check or ""), statuses[entry.name]) for entry in entries]
+    )
+
+
+def _row(entry: Entry, result: CheckResult | None, status: Status) -> dict[str, object]:
+    row: dict[str, object] = {"name": entry.name, "family": entry.family, "status": status}
+    fields = (
+        "passed",
+        "examples",
+        "worst_margin",
+        "arithmetic",
+        "tried",
+        "counterexample",
+        "mutant_rejected",
+        "mutant",
+        "mutant_counterexample",
+        "seconds",
+    )
+    return row | {field: getattr(result, field, None) for field in fields}

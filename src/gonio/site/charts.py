@@ -1,0 +1,156 @@
+"""Small Altair pieces every chart is made of, so that all charts read the same way.
+
+No chart sets a color: series take the page's palette in legend order, and whatever stands for
+chance carries the style ``chance`` (dashed, neutral), which the page defines for light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "SHAPES",
+    "chance_band",
+    "chance_rule",
+    "color_by",
+    "data_of",
+    "finish",
+    "focus_opacity",
+    "focus_param",
+    "layer_axis",
+    "series_marks",
+    "shape_by",
+    "tooltips",
+]
+
+SHAPES = ("circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right")
+_SCHEMA_KEYS = ("$schema", "config", "usermeta")
+
+
+def data_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Inline data of a chart."""
+    import altair as alt
+
+    return alt.InlineData(values=[dict(row) for row in rows])
+
+
+def color_by(field: str, legend: Sequence[str]) -> Any:
+    """Color of a series: its place in the legend chooses the palette entry."""
+    import altair as alt
+
+    return alt.Color(field, type="nominal", scale=alt.Scale(domain=list(legend)), legend=None)
+
+
+def shape_by(field: str, legend: Sequence[str]) -> Any:
+    """Shape of a series' points, so that color is never the only difference."""
+    import altair as alt
+
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(len(legend))]
+    return alt.Shape(
+        field, type="nominal", scale=alt.Scale(domain=list(legend), range=shapes), legend=None
+    )
+
+
+def focus_param() -> Any:
+    """The parameter ``focus``: the series a reader picked in the legend, or null."""
+    import altair as alt
+
+    return alt.param(name="focus", value=None)
+
+
+def focus_opacity(field: str, full: float = 1.0) -> Any:
+    """Opacity that keeps the picked series and fades the others."""
+    import altair as alt
+
+    test = f"focus === null || datum[{field!r}] === focus"
+    return alt.condition(test, alt.value(full), alt.value(0.12))
+
+
+def layer_axis(title: str = "layer") -> Any:
+    """The horizontal axis of everything that is drawn by layer."""
+    import altair as alt
+
+    return alt.X(
+        "layer",
+        type="quantitative",
+        title=title,
+        scale=alt.Scale(nice=False, zero=False, padding=8),
+        axis=alt.Axis(tickMinStep=1, format="d", grid=False, labelFlush=False),
+    )
+
+
+def chance_rule(y: float) -> Any:
+    """A horizontal line at a chance level."""
+    import altair as alt
+
+    return (
+        alt.Chart(data_of([{"chance": y}]))
+        .mark_rule(style="chance")
+        .encode(y=alt.Y("chance", type="quantitative"))
+    )
+
+
+def chance_band(
+    rows: Sequence[Mapping[str, Any]], *, x: str, low: str, high: str, group: str
+) -> Any:
+    """An area between two fields: the interval of what chance gives."""
+    import altair as alt
+
+    return (
+        alt.Chart(data_of(rows))
+        .mark_area(style="chance-band")
+        .encode(
+            x=alt.X(x, type="quantitative"),
+            y=alt.Y(low, type="quantitative"),
+            y2=alt.Y2(high),
+            detail=alt.Detail(group, type="nominal"),
+        )
+    )
+
+
+def series_marks(base: Any, field: str, legend: Sequence[str]) -> list[Any]:
+    """A thin line and shaped points per series; both fade when another series is picked.
+
+    Args:
+        base: Chart with data and the encodings x, y and color.
+        field: Field that names the series.
+        legend: Series names in palette order.
+    """
+    line = base.mark_line(strokeWidth=1.25).encode(opacity=focus_opacity(field, 0.5))
+    points = base.mark_point(filled=True, size=26).encode(
+        opacity=focus_opacity(field), shape=shape_by(field, legend)
+    )
+    return [line, points]
+
+
+def tooltips(fields: Mapping[str, str], formats: Mapping[str, str] | None = None) -> list[Any]:
+    """Tooltip entries.
+
+    Args:
+        fields: Field name to label.
+        formats: Number format by field; ``.4~g`` for numbers named here without one.
+    """
+    import altair as alt
+
+    formats = formats or {}
+    return [
+        alt.Tooltip(name, title=title, type="quantitative", format=formats[name])
+        if name in formats
+        else alt.Tooltip(name, title=title, type="nominal")
+        for name, title in fields.items()
+    ]
+
+
+def finish(chart: Any, *, height: int, description: str) -> dict[str, Any]:
+    """The specification of a chart that fills its container's width.
+
+    Args:
+        chart: An Altair chart.
+        height: Height of the plotting area in pixels.
+        description: The chart in words; becomes the drawing's accessible name.
+    """
+    spec: dict[str, Any] = chart.properties(
+        width="container", height=height, description=description
+    ).to_dict()
+    return {key: value for key, value in spec.items() if key not in _SCHEMA_KEYS}

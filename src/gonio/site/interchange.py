@@ -1,0 +1,65 @@
+"""A measurement as one JSON file: what the site offers for download and what commands print.
+
+The form is that of ``--json``: an object with ``record`` and ``tables``, each table a list of
+rows at full precision. It can be read back, so a site can be built from such files too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from gonio.errors import RecordError
+from gonio.records import Measurement, Record
+from gonio.site.numbers import json_rows
+
+__all__ = ["read_json", "to_json"]
+
+
+def to_json(measurement: Measurement) -> str:
+    """Record and tables as JSON, one line per table row; undefined numbers are null."""
+    record = json.dumps(measurement.record.model_dump(mode="json"), indent=1, allow_nan=False)
+    tables = []
+    for name, table in measurement.tables.items():
+        rows = ",\n".join(json.dumps(row, allow_nan=False) for row in json_rows(table))
+        tables.append(f"{json.dumps(name)}: [\n{rows}\n]")
+    return f'{{"record": {record},\n"tables": {{{",".join(tables)}}}}}\n'
+
+
+def read_json(path: Path) -> Measurement:
+    """Read what :func:`to_json`, or a command with ``--json``, wrote.
+
+    Raises:
+        RecordError: The file cannot be read, is not of that form, or lacks a table.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"no record at {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise RecordError(f"not a record: {path} is not JSON ({error})") from error
+    if not isinstance(content, dict) or set(content) != {"record", "tables"}:
+        raise RecordError(
+            f"not a record: {path}\n  expected an object with the fields record and tables, as "
+            "commands of gonio print with --json"
+        )
+    try:
+        record = Record.model_validate_json(json.dumps(content["record"]))
+        tables = {str(name): pd.DataFrame(rows) for name, rows in content["tables"].items()}
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the record"
+        raise RecordError(
+            f"not a record of this version: {path}\n  {where}: {first['msg']}"
+        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise RecordError(f"not a record: the tables of {path} are not lists of rows") from error
+    if set(tables) != set(record.tables):
+        raise RecordError(
+            f"{path} names the tables {sorted(record.tables)}, it holds {sorted(tables)}"
+        )
+    return Measurement(record, tables)

@@ -1,0 +1,244 @@
+"""What each page shows: sections in order, each with its figures or the command that is missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from typing import Any
+
+from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
+from gonio.site.cache_figures import perplexity_figure
+from gonio.site.collection import Collection, SiteRecord
+from gonio.site.distance_figures import cosine_figure, gain_figure
+from gonio.site.figure import Figure
+from gonio.site.formula import to_mathml
+from gonio.site.key_figures import convergence_figure, cosine_heatmap, cosine_lines
+from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
+from gonio.site.protractor import make_protractor
+from gonio.site.statements import STATUS_MEANINGS, Card, Use, count_families, make_cards
+from gonio.site.training_figures import training_figure
+from gonio.theorems import Family
+
+__all__ = ["COMMANDS", "Section", "make_pages"]
+
+# What to run when a kind of record is missing.
+COMMANDS = {
+    "training": "gonio train dpo",
+    "adapter-spectrum": "gonio adapter inspect",
+    "adapter-base-overlap": "gonio adapter compare",
+    "adapter-pair": "gonio adapter compare",
+    "key-geometry": "gonio cache observe",
+    "cache-evaluation": "gonio cache evaluate",
+    "theorem-check": "gonio theorem check",
+}
+_PURPOSES = {
+    "training": "training curves",
+    "adapter-spectrum": "spectra of adapters",
+    "adapter-base-overlap": "overlap with the base model",
+    "adapter-pair": "overlap between adapters",
+    "key-geometry": "geometry of the keys",
+    "cache-evaluation": "predictions through a compressed cache",
+    "theorem-check": "checks of the theorems",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Part of a page.
+
+    Attributes:
+        name: Anchor.
+        title: Heading.
+        kind: Kind of record it shows.
+        purpose: What that kind holds, a few words.
+        command: What writes such a record.
+        records: The records of that kind.
+        figures: Their figures; empty when there is no record to draw.
+    """
+
+    name: str
+    title: str
+    kind: str
+    purpose: str
+    command: str
+    records: tuple[SiteRecord, ...]
+    figures: tuple[Figure, ...]
+
+
+def make_pages(collection: Collection, families: Sequence[Family]) -> dict[str, dict[str, Any]]:
+    """The context of every page's template, by file name.
+
+    Raises:
+        RecordError: A record of a known kind lacks a table or a column.
+    """
+    adapters = _unique(_adapter_sections(collection))
+    caches = _unique(_cache_sections(collection))
+    sections = {"adapters.html": adapters, "caches.html": caches}
+    cards = make_cards(families, collection, _figure_links(sections), _resting(sections))
+    counts = count_families(families, cards)
+    known = {card.entry.name for card in cards}
+    shared = {"known_theorems": known, "status_meanings": STATUS_MEANINGS}
+    pages: dict[str, dict[str, Any]] = {
+        "index.html": _home(collection, cards, counts),
+        "adapters.html": {"sections": adapters},
+        "caches.html": {"sections": caches},
+        "theorems.html": _theorems(collection, cards, counts),
+        "methods.html": _methods(),
+        "provenance.html": {"records": collection.records},
+    }
+    return {name: {**shared, **context} for name, context in pages.items()}
+
+
+def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
+    def with_base(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [base_overlap_figure(records), gain_figure(records)]
+
+    def with_each_other(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [pair_overlap_figure(records), cosine_figure(records)]
+
+    return (
+        _section(collection, "training", "Training", training_figure),
+        _section(collection, "adapter-spectrum", "Spectra", stable_rank_figure),
+        _section(collection, "adapter-base-overlap", "Against the base model", with_base),
+        _section(collection, "adapter-pair", "Against each other", with_each_other),
+    )
+
+
+def _cache_sections(collection: Collection) -> tuple[Section, ...]:
+    def geometry(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        makers = (cosine_lines, cosine_heatmap, convergence_figure)
+        return [maker(entry) for entry in records for maker in makers]
+
+    def evaluations(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [perplexity_figure(entry) for entry in records]
+
+    return (
+        _section(collection, "key-geometry", "Keys and their signs", geometry),
+        _section(collection, "cache-evaluation", "Predictions", evaluations),
+    )
+
+
+def _section(
+    collection: Collection,
+    kind: str,
+    title: str,
+    draw: Callable[[Sequence[SiteRecord]], Figure | list[Figure | None] | None],
+) -> Section:
+    records = collection.of_kind(kind)
+    drawn = draw(records)
+    figures = drawn if isinstance(drawn, list) else [drawn]
+    return Section(
+        name=kind,
+        title=title,
+        kind=kind,
+        purpose=_PURPOSES[kind],
+        command=COMMANDS[kind],
+        records=records,
+        figures=tuple(figure for figure in figures if figure is not None),
+    )
+
+
+def _unique(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """The same sections with distinct figure names: a repeated one gets a number."""
+    seen: dict[str, int] = {}
+    renamed = []
+    for section in sections:
+        figures = []
+        for figure in section.figures:
+            seen[figure.name] = count = seen.get(figure.name, 0) + 1
+            name = figure.name if count == 1 else f"{figure.name}-{count}"
+            figures.append(replace(figure, name=name))
+        renamed.append(replace(section, figures=tuple(figures)))
+    return tuple(renamed)
+
+
+def _all_figures(
+    sections: Mapping[str, Sequence[Section]],
+) -> Iterable[tuple[str, Figure]]:
+    for page, parts in sections.items():
+        for section in parts:
+            for figure in section.figures:
+                yield page, figure
+
+
+def _figure_links(sections: Mapping[str, Sequence[Section]]) -> dict[str, str]:
+    return {figure.name: f"{page}#figure-{figure.name}" for page, figure in _all_figures(sections)}
+
+
+def _resting(sections: Mapping[str, Sequence[Section]]) -> dict[str, list[Use]]:
+    """The figures that rest on each statement, with links."""
+    resting: dict[str, list[Use]] = {}
+    for page, figure in _all_figures(sections):
+        for theorem in figure.theorems:
+            use = Use(f"figure: {figure.title}", f"{page}#figure-{figure.name}")
+            resting.setdefault(theorem, []).append(use)
+    return resting
+
+
+def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[str, Any]:
+    evaluations = collection.of_kind("cache-evaluation")
+    panel = [
+        {
+            "kind": kind,
+            "purpose": _PURPOSES[kind],
+            "command": COMMANDS[kind],
+            "records": collection.of_kind(kind),
+        }
+        for kind in COMMANDS
+    ]
+    return {
+        "protractor": make_protractor(collection.of_kind("key-geometry")),
+        "adapter_figure": stable_rank_summary(collection.of_kind("adapter-spectrum")),
+        "cache_figure": _closed(perplexity_figure(evaluations[0])) if evaluations else None,
+        "panel": panel,
+        "counts": counts,
+        "total": len(cards),
+        "totals": _totals(cards),
+        "commands": COMMANDS,
+        "environments": _environments(collection),
+        "inputs": sorted({i.sha256 for e in collection.records for i in e.record.inputs}),
+        "num_records": len(collection.records),
+    }
+
+
+def _closed(figure: Figure | None) -> Figure | None:
+    """The figure as the home page shows it: its table folded away, its caption short."""
+    caption = (
+        "Perplexity (log scale; lower is better) with 95% intervals over text windows. "
+        "Dashed: full precision. Zeros: a cache that keeps nothing."
+    )
+    return None if figure is None else replace(figure, caption=caption, is_table_open=False)
+
+
+def _theorems(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[str, Any]:
+    return {
+        "cards": cards,
+        "counts": counts,
+        "totals": _totals(cards),
+        "command": COMMANDS["theorem-check"],
+        "has_checks": bool(collection.of_kind("theorem-check")),
+    }
+
+
+def _totals(cards: Sequence[Card]) -> dict[str, int]:
+    """Number of statements by status, only those that occur."""
+    words = [card.status for card in cards]
+    return {status: words.count(status) for status in STATUS_MEANINGS if status in words}
+
+
+def _environments(collection: Collection) -> list[str]:
+    found = {
+        f"gonio {e.record.environment.gonio}, Python {e.record.environment.python}, "
+        f"{e.record.environment.platform}, {e.record.device}"
+        for e in collection.records
+    }
+    return sorted(found)
+
+
+def _methods() -> dict[str, Any]:
+    text = (files("gonio.site") / "glossary.json").read_text(encoding="utf-8")
+    glossary = json.loads(text)
+    terms = [{**term, "formula": to_mathml(term["latex"])} for term in glossary["terms"]]
+    return {"terms": terms, "intervals": glossary["intervals"]}

@@ -1,0 +1,63 @@
+"""Training LoRA adapters: preference pairs, recipes, DPO and causal language modeling."""
+
+from gonio.training.behavior import (
+    PairLogProbs,
+    PreferenceSummary,
+    pair_log_probs,
+    response_log_probs,
+    summarize_preferences,
+)
+from gonio.training.clm import train_clm
+from gonio.training.data import (
+    PreferencePair,
+    PreferenceSplit,
+    load_hub_pairs,
+    pairs_sha256,
+    read_pairs,
+    split_pairs,
+    write_pairs,
+)
+from gonio.training.dpo import train_dpo
+from gonio.training.passages import PassageShape, pairs_from_text
+from gonio.training.recipes import (
+    ClmRecipe,
+    DpoRecipe,
+    Recipe,
+    TrainingKind,
+    make_recipe,
+    preset_names,
+    preset_recipe,
+)
+from gonio.training.tokens import TokenizedPair, keep_fitting, tokenize_pair
+from gonio.training.train import TrainingRun, require_free_folder
+
+__all__ = [
+    "ClmRecipe",
+    "DpoRecipe",
+    "PairLogProbs",
+    "PassageShape",
+    "PreferencePair",
+    "PreferenceSplit",
+    "PreferenceSummary",
+    "Recipe",
+    "TokenizedPair",
+    "TrainingKind",
+    "TrainingRun",
+    "keep_fitting",
+    "load_hub_pairs",
+    "make_recipe",
+    "pair_log_probs",
+    "pairs_from_text",
+    "pairs_sha256",
+    "preset_names",
+    "preset_recipe",
+    "read_pairs",
+    "require_free_folder",
+    "response_log_probs",
+    "split_pairs",
+    "summarize_preferences",
+    "tokenize_pair",
+    "train_clm",
+    "train_dpo",
+    "write_pairs",
+]

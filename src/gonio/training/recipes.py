@@ -1,0 +1,156 @@
+"""What a training run is made of: every setting that changes its numbers, checked and frozen.
+
+Presets are data (``presets.json``): ``small`` trains offline on two cores in about a minute;
+``gpt-neox-hh`` is the published study's r = 128 recipe for GPT-NeoX models, meant for
+``Anthropic/hh-rlhf``.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gonio.errors import SettingError
+
+__all__ = [
+    "ClmRecipe",
+    "DpoRecipe",
+    "Recipe",
+    "TrainingKind",
+    "make_recipe",
+    "parse_targets",
+    "preset_names",
+    "preset_recipe",
+]
+
+TrainingKind = Literal["dpo", "clm"]
+
+
+class Recipe(BaseModel):
+    """Settings shared by every way of training a LoRA adapter.
+
+    Attributes:
+        steps: Optimizer steps.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps of linear warm-up, fewer than ``steps``.
+        schedule: Learning rate after the warm-up.
+        batch_size: Examples per step.
+        max_length: Tokens per sequence; longer ones lose their end.
+        samples: Training examples drawn from the data; as many as the steps consume when null.
+        seed: Seed of the data order, the LoRA initialization and the dropout.
+        r: Rank of the update.
+        lora_alpha: Alpha; the update is scaled by alpha / r, or alpha / sqrt(r) with rsLoRA.
+        target_modules: Module names that get an adapter, or ``all-linear``: every linear layer
+            but the output head.
+        use_rslora: Rank-stabilized scaling (Kalajdzievski 2023, arXiv:2312.03732).
+        dropout: Dropout on the input of the adapter, in [0, 1).
+        init: Law of the entries of A at the start; B starts at zero.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    batch_size: int = Field(ge=1)
+    max_length: int = Field(ge=2)
+    samples: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    r: int = Field(ge=1)
+    lora_alpha: int | float = Field(gt=0.0)
+    target_modules: Literal["all-linear"] | tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "all-linear"
+    )
+    use_rslora: bool = False
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    init: Literal["kaiming", "gaussian"] = "kaiming"
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Recipe:
+        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} leaves nothing of {self.steps} steps"
+            )
+        if not self.target_modules:
+            raise ValueError("target_modules is empty; name modules or use 'all-linear'")
+        return self
+
+    @property
+    def num_examples(self) -> int:
+        """Training examples to draw: ``samples``, or as many as the steps consume once."""
+        return self.samples if self.samples is not None else self.steps * self.batch_size
+
+
+class DpoRecipe(Recipe):
+    """Direct preference optimization (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
+
+    Attributes:
+        beta: Strength of the pull towards the reference model; the reward is beta times the
+            log-ratio of policy to reference.
+    """
+
+    beta: float = Field(default=0.1, gt=0.0)
+
+
+class ClmRecipe(Recipe):
+    """Causal language modeling: cross-entropy on the chosen response, given its prompt."""
+
+
+_CLASSES: dict[TrainingKind, type[Recipe]] = {"dpo": DpoRecipe, "clm": ClmRecipe}
+
+
+def make_recipe(kind: TrainingKind, **settings: Any) -> Recipe:
+    """A checked recipe of the given kind.
+
+    Raises:
+        SettingError: A setting is unknown, missing, of the wrong type or out of range.
+    """
+    if kind not in _CLASSES:
+        raise SettingError(f"no training kind {kind!r}; there are {', '.join(_CLASSES)}")
+    try:
+        return _CLASSES[kind].model_validate(settings)
+    except ValidationError as error:
+        raise SettingError(_explain(kind, error)) from error
+
+
+def preset_recipe(kind: TrainingKind, name: str = "small", **changes: Any) -> Recipe:
+    """A preset with some settings changed; a change to None keeps the preset's value.
+
+    Raises:
+        SettingError: There is no such preset, or a changed setting is refused.
+    """
+    presets = _presets(kind)
+    if name not in presets:
+        raise SettingError(f"no {kind} preset {name!r}; there are {', '.join(presets)}")
+    given = {key: value for key, value in changes.items() if value is not None}
+    return make_recipe(kind, **{**presets[name], **given})
+
+
+def parse_targets(text: str) -> str | tuple[str, ...]:
+    """Target modules from ``all-linear`` or from names with commas between."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    return "all-linear" if names == ("all-linear",) else names
+
+
+def preset_names(kind: TrainingKind) -> list[str]:
+    """Names of the presets of one kind of training."""
+    return list(_presets(kind))
+
+
+def _presets(kind: str) -> dict[str, dict[str, Any]]:
+    text = files("gonio.training").joinpath("presets.json").read_text(encoding="utf-8")
+    presets: dict[str, dict[str, Any]] = json.loads(text).get(kind, {})
+    return presets
+
+
+def _explain(kind: str, error: ValidationError) -> str:
+    lines = [f"not a {kind} recipe:"]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"][:1]) or "together"
+        found = f" (found {item['input']!r})" if item["loc"] and item["type"] != "missing" else ""
+        lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{found}")
+    return "\n".join(lines)
