@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gonio.errors import OutputError
 from gonio.models import load_text
-from gonio.pipelines.demo import QUICK, STEPS, DemoSettings, Step, run_demo
+from gonio.pipelines.demo import QUICK, STEPS, DemoSettings, run_demo
+from gonio.pipelines.steps import Step
 from gonio.records import find_measurements, read_measurement
 
 
@@ -139,7 +140,7 @@ def test_folders_of_others_are_refused(tmp_path, settings):
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
-    with pytest.raises(OutputError, match=r"holds no demo \(found thesis\.tex\)"):
+    with pytest.raises(OutputError, match=r"holds no run of gonio \(found thesis\.tex\)"):
         run_demo(other, settings, Interrupter())
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
     file = tmp_path / "file"
@@ -156,6 +157,6 @@ def test_other_settings_and_a_second_run_are_refused(tmp_path, settings):
         run_demo(out, replace(settings, seed=1, examples=4), Interrupter())
     with FileLock(out / ".lock"), pytest.raises(OutputError, match="another run"):
         run_demo(out, settings, Interrupter())
-    (out / "demo.json").write_text(json.dumps({"model": "x"})[:-1])
+    (out / "settings.json").write_text(json.dumps({"model": "x"})[:-1])
     with pytest.raises(OutputError, match="cannot read"):
         run_demo(out, settings, Interrupter())

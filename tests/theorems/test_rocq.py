@@ -378,7 +378,6 @@ def test_the_lock_of_the_package_belongs_to_these_sources():
 
 
 @needs_prover
-@pytest.mark.slow
 def test_the_proofs_compile_and_match_their_lock():
     where = subprocess.run(["coqc", "-where"], capture_output=True, text=True, check=True)
     if not Path(where.stdout.strip(), "user-contrib/mathcomp/analysis").is_dir():

@@ -12,7 +12,8 @@ from gonio.cli.output import Output, output_options
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from gonio.pipelines.demo import Step
+    from gonio.pipelines.demo import DemoRun
+    from gonio.pipelines.steps import Step
 
 __all__ = ["demo"]
 
@@ -79,7 +80,7 @@ class _StepBars:
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
-    def start(self, step: Step, number: int, total: int) -> None:
+    def start(self, step: Step[DemoRun], number: int, total: int) -> None:
         """A step begins: show its bar."""
         self._title = f"[{number:>2}/{total}] {step.title}"
         self._task = self._bars.add_task(_escaped(self._title), total=None)
@@ -90,7 +91,7 @@ class _StepBars:
             title = _escaped(f"{self._title}: {what}"[:52])
             self._bars.update(self._task, description=title, completed=done, total=total)
 
-    def finish(self, step: Step, seconds: float | None) -> None:
+    def finish(self, step: Step[DemoRun], seconds: float | None) -> None:
         """The step ended: replace its bar by a line."""
         if self._task is not None:
             self._bars.remove_task(self._task)

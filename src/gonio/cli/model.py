@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from gonio.cli.output import Output, output_options
+from gonio.cli.output import Output, output_options, progress_bar
 
 __all__ = ["model"]
 
@@ -59,7 +59,9 @@ def fetch(name: str) -> None:
     """
     from gonio.models import fetch_bundled
 
-    click.echo(fetch_bundled(name))
+    with progress_bar(f"fetching and converting {name}"):
+        folder = fetch_bundled(name)
+    click.echo(folder)
 
 
 @model.command("show")

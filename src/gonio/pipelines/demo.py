@@ -1,23 +1,15 @@
 """The main job: every instrument on one small real model, in steps that survive interruption.
 
-Each step leaves a record; a step whose record is there, and whose needs were not redone, is not
-run again. Killed anywhere, the next run redoes only the unfinished step.
+How steps are resumed is in :mod:`gonio.pipelines.steps`.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
-from filelock import FileLock, Timeout
-
-from gonio.errors import OutputError, RecordError
-from gonio.files import require_writable, write_text
 from gonio.kvcache import CacheCodec, KeySamples, RotationKind, collect_keys, load_codec
 from gonio.pipelines.adapters import (
     compare_adapter_with_base,
@@ -27,17 +19,23 @@ from gonio.pipelines.adapters import (
 from gonio.pipelines.bench import Bench, TokenBudget, open_bench
 from gonio.pipelines.cache import calibrate_cache, evaluate_cache, observe_cache
 from gonio.pipelines.demo_summary import summarize_demo
+from gonio.pipelines.model import describe_model
+from gonio.pipelines.steps import (
+    Progress,
+    Step,
+    StepListener,
+    claimed_folder,
+    record_folder,
+    run_steps,
+)
 from gonio.pipelines.theorems import check_theorems
 from gonio.pipelines.training import train_adapter
-from gonio.records import Measurement, read_measurement, write_measurement
+from gonio.records import Measurement, write_measurement
 from gonio.training import TrainingKind
 from gonio.training.recipes import preset_recipe
 
-__all__ = ["FULL", "QUICK", "STEPS", "DemoListener", "DemoSettings", "Step", "run_demo"]
+__all__ = ["FULL", "QUICK", "STEPS", "DemoRun", "DemoSettings", "run_demo"]
 
-Progress = Callable[[str, int, int], None]
-
-_SETTINGS_NAME = "demo.json"
 _ROTATIONS: tuple[RotationKind, ...] = ("none", "haar", "hadamard", "learned")
 _EVALUATED: tuple[RotationKind, ...] = ("none", "hadamard", "learned")
 
@@ -90,45 +88,12 @@ QUICK = replace(
 )
 
 
-class DemoListener(Protocol):
-    """Told what the demo does, for progress bars."""
-
-    def start(self, step: Step, number: int, total: int) -> None:
-        """A step begins."""
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """Part of the step is done."""
-
-    def finish(self, step: Step, seconds: float | None) -> None:
-        """A step ended; ``seconds`` is None when an earlier run's record was used."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One resumable unit of work.
-
-    Attributes:
-        name: Name of its record.
-        title: What it does, for people.
-        run: Does it.
-        needs: Steps whose results it reads.
-        leaves: Paths below the output folder that it writes besides its record.
-    """
-
-    name: str
-    title: str
-    run: Callable[[DemoRun, Progress], Measurement]
-    needs: tuple[str, ...] = ()
-    leaves: tuple[str, ...] = ()
-
-
 @dataclass
 class DemoRun:
     """One run: where, how, and what is loaded once for several steps."""
 
     out: Path
     settings: DemoSettings
-    redone: set[str] = field(default_factory=set)
 
     @cached_property
     def bench(self) -> Bench:
@@ -155,7 +120,7 @@ class DemoRun:
         return {rotation: load_codec(self.codec_path(rotation)) for rotation in rotations}
 
 
-def run_demo(out: Path, settings: DemoSettings, listener: DemoListener) -> tuple[Measurement, int]:
+def run_demo(out: Path, settings: DemoSettings, listener: StepListener) -> tuple[Measurement, int]:
     """Run every step that is not done yet.
 
     Args:
@@ -171,88 +136,11 @@ def run_demo(out: Path, settings: DemoSettings, listener: DemoListener) -> tuple
         OutputError: The folder holds something else, cannot be written, or another run is in it.
         GonioError: A step failed; what was finished is kept.
     """
-    _claim(out, settings)
-    try:
-        with FileLock(out / ".lock", timeout=0):
-            return _run_steps(DemoRun(out, settings), listener)
-    except Timeout as error:
-        raise OutputError(f"another run is working in {out}; wait for it to end.") from error
-
-
-def _run_steps(run: DemoRun, listener: DemoListener) -> tuple[Measurement, int]:
-    _remove_unfinished(run.out)
-    records: dict[str, Measurement] = {}
-    for number, step in enumerate(STEPS, 1):
-        listener.start(step, number, len(STEPS))
-        found = _finished(run, step)
-        seconds = None
-        if found is None:
-            started = time.perf_counter()
-            found = step.run(run, listener.progress)
-            write_measurement(found, _record_folder(run.out, step.name))
-            run.redone.add(step.name)
-            seconds = time.perf_counter() - started
-        records[step.name] = found
-        listener.finish(step, seconds)
-    summary = summarize_demo(records, asdict(run.settings))
-    write_measurement(summary, _record_folder(run.out, "summary"))
-    return summary, len(run.redone)
-
-
-def _finished(run: DemoRun, step: Step) -> Measurement | None:
-    """The record of an earlier run, when it is whole and nothing it rests on was redone."""
-    if run.redone.intersection(step.needs):
-        return None
-    if not all((run.out / path).exists() for path in step.leaves):
-        return None
-    try:
-        return read_measurement(_record_folder(run.out, step.name))
-    except RecordError:
-        return None
-
-
-def _claim(out: Path, settings: DemoSettings) -> None:
-    """Make sure the folder is ours and holds a run with these settings."""
-    import json
-
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"cannot write the demo to {out}: a file is there")
-    require_writable(out)
-    note = out / _SETTINGS_NAME
-    wanted = asdict(settings)
-    if not note.exists():
-        others = [path.name for path in out.iterdir() if path.name != ".lock"]
-        if others:
-            raise OutputError(
-                f"{out} is not empty and holds no demo (found {', '.join(sorted(others)[:3])})\n"
-                "Choose a new folder with --out."
-            )
-        write_text(note, json.dumps(wanted, indent=2) + "\n")
-        return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read {note}: {error}\nChoose another --out.") from error
-    if found != wanted:
-        different = sorted(key for key in wanted if found.get(key) != wanted[key])
-        raise OutputError(
-            f"{out} holds a demo with other settings ({', '.join(different)})\n"
-            "Choose another --out, or delete the folder."
-        )
-
-
-def _remove_unfinished(out: Path) -> None:
-    """Delete what a killed run left under temporary names (all of them start with a dot)."""
-    for folder in (out / "records", out / "adapters", out / "codecs"):
-        for path in folder.glob(".*"):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _record_folder(out: Path, name: str) -> Path:
-    return out / "records" / name
+    with claimed_folder(out, asdict(settings), ("records", "adapters", "codecs")):
+        records, ran = run_steps(STEPS, DemoRun(out, settings), out, listener)
+        summary = summarize_demo(records, asdict(settings))
+        write_measurement(summary, record_folder(out, "summary"))
+        return summary, ran
 
 
 def _train(kind: TrainingKind) -> Callable[[DemoRun, Progress], Measurement]:
@@ -337,6 +225,10 @@ def _evaluate(demo: DemoRun, progress: Progress) -> Measurement:
     )
 
 
+def _describe(demo: DemoRun, progress: Progress) -> Measurement:
+    return describe_model(demo.settings.model)
+
+
 def _check(demo: DemoRun, progress: Progress) -> Measurement:
     return check_theorems(
         examples=demo.settings.examples, seed=demo.settings.seed, progress=progress
@@ -345,7 +237,8 @@ def _check(demo: DemoRun, progress: Progress) -> Measurement:
 
 _CODEC_STEPS = tuple(f"codec-{rotation}" for rotation in _ROTATIONS)
 
-STEPS: tuple[Step, ...] = (
+STEPS: tuple[Step[DemoRun], ...] = (
+    Step("model", "Read the model (converted on first use)", _describe),
     Step("theorems", "Check the theorems", _check),
     Step("train-clm", "Train an adapter with CLM", _train("clm"), leaves=("adapters/clm",)),
     Step("train-dpo", "Train an adapter with DPO", _train("dpo"), leaves=("adapters/dpo",)),
