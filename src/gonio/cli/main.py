@@ -25,6 +25,9 @@ _NOUNS = {
 }
 
 
+_INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
+
+
 class _NounGroup(click.Group):
     """A group whose commands are modules of :mod:`gonio.cli`, imported when first used."""
 
@@ -47,6 +50,9 @@ class _NounGroup(click.Group):
             return super().invoke(ctx)
         except GonioError as error:
             raise _BadInputError(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What was finished is kept.", err=True)
+            ctx.exit(_INTERRUPTED)
         except BrokenPipeError:
             # The reader of our output went away (`gonio ... | head`): not an error of ours.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
