@@ -1,11 +1,12 @@
 """Fixtures shared by every test."""
 
 import zlib
+from pathlib import Path
 
 import pytest
 import torch
 
-__all__ = ["rng"]
+__all__ = ["rng", "tiny_folder"]
 
 
 @pytest.fixture
@@ -14,3 +15,39 @@ def rng(request: pytest.FixtureRequest) -> torch.Generator:
     generator = torch.Generator()
     generator.manual_seed(zlib.crc32(request.node.nodeid.encode()))
     return generator
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A tiny Llama with a byte-level tokenizer trained on the bundled text."""
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from gonio.models import load_text
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([load_text().text[:50_000]], trainer)
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from filelock import FileLock
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gonio.errors import OutputError
-from gonio.models import load_text
 from gonio.pipelines.demo import QUICK, STEPS, DemoSettings, run_demo
 from gonio.pipelines.steps import Step
 from gonio.records import find_measurements, read_measurement
@@ -39,37 +36,6 @@ class Interrupter:
     @property
     def ran(self) -> list[str]:
         return [name for name, seconds in self.seconds.items() if seconds is not None]
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory) -> Path:
-    """A tiny Llama with a byte-level tokenizer trained on the bundled text."""
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([load_text().text[:50_000]], trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
-    fast.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=400,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

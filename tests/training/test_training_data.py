@@ -138,7 +138,9 @@ def test_sources_by_name(tmp_path, long_text):
 
 
 def test_the_bundled_text_gives_the_pairs_of_the_small_preset():
-    split = load_split("bundled", train=40, held_out=16).split
+    source = load_split("bundled", train=40, held_out=16)
+    assert "not judged by people" in source.nature
+    split = source.split
     train = {pair.prompt for pair in split.train}
     assert len(train) == 40
     assert not train & {pair.prompt for pair in split.held_out}

@@ -60,7 +60,7 @@ def inspect(folder: Path, seed: int, output: Output) -> None:
         ("By projection (means over modules)", _spectrum_view(found.tables["projections"])),
         ("By layer (means over modules)", _spectrum_view(found.tables["layers"])),
     ]
-    output.write_summary(found, [*tables, *_footnotes(found)])
+    output.write(found, [*tables, *_footnotes(found)])
 
 
 @adapter.command("compare")
@@ -114,7 +114,7 @@ def compare(
         f"k with ~ is the mean of each update's own k, its {adaptive}"
     )
     view = _overlap_view(found.tables["projections"])
-    output.write_summary(found, [(title, view), *_footnotes(found)])
+    output.write(found, [(title, view), *_footnotes(found)])
 
 
 def _spectrum_view(summary: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def observe(
         bench = open_bench(model, text, budget)
         found = observe_cache(bench, iterations=iterations, seed=seed, progress=progress)
     table = _layers_view(found.tables["heads"])
-    output.write_summary(found, [("Mean 1-bit cosine by layer", table)], main_table="heads")
+    output.write(found, [("Mean 1-bit cosine by layer", table)], main_table="heads")
 
 
 @cache.command("calibrate")
@@ -146,7 +147,7 @@ def calibrate(
         )
     codec.save(out)
     click.echo(f"wrote {out}", err=True)
-    output.write_summary(found, [("By context length", found.tables["lengths"])])
+    output.write(found, [("By context length", found.tables["lengths"])])
 
 
 @cache.command("evaluate")
@@ -197,7 +198,10 @@ def evaluate(
     from gonio.pipelines.bench import TokenBudget, open_bench
     from gonio.pipelines.cache import evaluate_cache
 
-    loaded = {path.stem: load_codec(path) for path in codecs}
+    stems = Counter(path.stem for path in codecs)
+    loaded = {
+        path.stem if stems[path.stem] == 1 else str(path): load_codec(path) for path in codecs
+    }
     reserved = _reserved_tokens(loaded, text)
     with progress_bar("loading the model") as progress:
         bench = open_bench(model, text, TokenBudget(reserved, evaluation_tokens, window))
@@ -210,7 +214,7 @@ def evaluate(
             seed=seed,
             progress=progress,
         )
-    output.write_summary(found, [("Methods", _methods_view(found.tables["methods"]))])
+    output.write(found, [("Methods", _methods_view(found.tables["methods"]))])
 
 
 def _reserved_tokens(codecs: dict[str, CacheCodec], text: str) -> int:

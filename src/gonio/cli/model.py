@@ -78,4 +78,4 @@ def show(source: str, output: Output) -> None:
     from gonio.pipelines.model import describe_model
 
     found = describe_model(source)
-    output.write_summary(found, [("Tensors by dtype", found.tables["tensors"])])
+    output.write(found, [("Tensors by dtype", found.tables["tensors"])])

@@ -43,22 +43,31 @@ class Output:
     form: str = "text"
     path: Path | None = None
 
-    def write(self, measurement: Measurement, main_table: str | None = None) -> None:
-        """Print a measurement: values and tables, or JSON, or the main table as CSV.
+    def write(
+        self,
+        measurement: Measurement,
+        tables: Sequence[tuple[str, pd.DataFrame]] = (),
+        main_table: str | None = None,
+    ) -> None:
+        """Print a measurement: values and condensed tables, or JSON, or the main table as CSV.
 
         Args:
             measurement: Record and tables.
+            tables: Titles and tables made for people, printed after the values in text form.
             main_table: The table that ``--csv`` prints; the record's first one unless given.
         """
+        record = measurement.record
         if self.form == "json":
-            tables = {name: _rows(table) for name, table in measurement.tables.items()}
-            record = measurement.record.model_dump(mode="json")
-            self._emit(json.dumps({"record": record, "tables": tables}, indent=2) + "\n")
+            rows = {name: _rows(table) for name, table in measurement.tables.items()}
+            content = {"record": record.model_dump(mode="json"), "tables": rows}
+            self._emit(json.dumps(content, indent=2) + "\n")
         elif self.form == "csv":
-            name = main_table or measurement.record.tables[0]
-            self._emit(measurement.tables[name].to_csv(index=False))
+            table = measurement.tables[main_table or record.tables[0]]
+            self._emit(table.to_csv(index=False))
         else:
-            self._emit(_render(measurement.record.title, _value_table(measurement.record.values)))
+            parts = [_render(record.title, _value_table(record.values))]
+            parts += [_render(title, _frame_table(table)) for title, table in tables]
+            self._emit("\n".join(parts))
 
     def write_table(
         self, title: str, table: pd.DataFrame, columns: Sequence[str] | None = None
@@ -69,28 +78,16 @@ class Output:
         elif self.form == "csv":
             self._emit(table.to_csv(index=False))
         else:
-            self._emit(_render(title, _frame_table(table, columns or list(table.columns))))
+            shown = table if columns is None else table[list(columns)]
+            self._emit(_render(title, _frame_table(shown)))
 
-    def write_summary(
-        self,
-        measurement: Measurement,
-        tables: Sequence[tuple[str, pd.DataFrame]] = (),
-        main_table: str | None = None,
-    ) -> None:
-        """Print a measurement, in text form followed by condensed tables made for people."""
-        self.write(measurement, main_table)
-        if self.form == "text":
-            for title, table in tables:
-                self._emit("\n" + _render(title, _frame_table(table, list(table.columns))), True)
-
-    def _emit(self, text: str, append: bool = False) -> None:
+    def _emit(self, text: str) -> None:
         if self.path is None:
             click.echo(text, nl=False)
             return
         from gonio.files import write_text
 
-        before = self.path.read_text(encoding="utf-8") if append else ""
-        write_text(self.path, before + text)
+        write_text(self.path, text)
 
 
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -200,15 +197,15 @@ def _value_table(values: Sequence[Value]) -> Table:
     return table
 
 
-def _frame_table(frame: pd.DataFrame, columns: Sequence[str]) -> Table:
+def _frame_table(frame: pd.DataFrame) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
+    for column in frame.columns:
         numeric = frame[column].dtype.kind in "fiu"
         table.add_column(str(column).replace("_", " "), justify="right" if numeric else "left")
-    for row in frame[list(columns)].itertuples(index=False):
+    for row in frame.itertuples(index=False):
         table.add_row(*(_short(cell) for cell in row))
     return table
 

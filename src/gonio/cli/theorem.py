@@ -97,7 +97,7 @@ def check(
     with progress_bar("checking statements") as progress:
         measurement = check_theorems(names, family, examples=examples, seed=seed, progress=progress)
     table = measurement.tables["checks"]
-    output.write_summary(
+    output.write(
         measurement,
         [
             ("Checks", table[["name", "status", "examples", "worst_margin"]]),

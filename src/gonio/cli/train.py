@@ -139,7 +139,7 @@ def _run(
             overwrite=overwrite,
             progress=progress,
         )
-    output.write_summary(found, [("Training log", _log_view(found.tables["log"]))])
+    output.write(found, [("Training log", _log_view(found.tables["log"]))])
 
 
 def _log_view(log: pd.DataFrame) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
+from gonio.errors import SettingError
 from gonio.kvcache import (
     CacheCodec,
     EvaluationSettings,
@@ -177,7 +178,14 @@ def evaluate_cache(
 
     Returns:
         Kind ``cache-evaluation``; tables ``methods`` and ``windows``.
+
+    Raises:
+        SettingError: A codec is called ``full`` or ``zeros``, or a window is too short.
+        CodecError: A codec does not fit the model.
     """
+    reserved = sorted({"full", "zeros"} & codecs.keys())
+    if reserved:
+        raise SettingError(f"a codec cannot be called {reserved[0]!r}: a control has that name")
     every = {**codecs, "zeros": control_codec(bench.model, "zeros")}
     length = bench.evaluation.shape[1]
     stored = {name: codec.stored(length) for name, codec in every.items()}

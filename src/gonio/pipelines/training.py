@@ -119,8 +119,15 @@ def train_adapter(
     evaluation = _evaluate(network, tokenizer, prepared.held_out, recipe, run.folder, base)
     return make_measurement(
         "training",
-        f"{kind.upper()} training of {model} on {prepared.source.name}: {run.folder}",
-        settings=_settings(kind, str(model), data, recipe, held_out),
+        f"{kind.upper()} training of {model} on {prepared.source.name}: {run.folder.name}",
+        settings={
+            "kind": kind,
+            "model": str(model),
+            "data": data,
+            "pairs": prepared.source.nature,
+            "recipe": recipe.model_dump(mode="json"),
+            "held_out": held_out,
+        },
         values=_values(recipe, run, evaluation, prepared),
         tables={"log": run.log, "held_out": _held_out_table(evaluation)},
         inputs=_inputs(model, prepared.source, run.folder),
@@ -183,18 +190,6 @@ def _evaluate(
         adapted = PeftModel.from_pretrained(network, str(folder))
     trained = pair_log_probs(adapted, tokenizer, pairs, max_length=recipe.max_length)
     return _Evaluation(base, trained, summarize_preferences(trained, base, seed=recipe.seed))
-
-
-def _settings(
-    kind: TrainingKind, model: str, data: str, recipe: Recipe, held_out: int
-) -> dict[str, object]:
-    return {
-        "kind": kind,
-        "model": model,
-        "data": data,
-        "recipe": recipe.model_dump(mode="json"),
-        "held_out": held_out,
-    }
 
 
 def _values(

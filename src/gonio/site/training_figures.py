@@ -70,7 +70,7 @@ def training_figure(records: Sequence[SiteRecord]) -> Figure | None:
             "five steps where there are ten or more. One run each, so the scatter of the points is "
             "all that is known of the spread. Dashed: what a policy equal to its "
             "reference gives (loss ln 2, margin 0, accuracy one half); the token loss has no such "
-            "level."
+            "level. " + _natures(records)
         ),
         panels=tuple(panels),
         table=pivot_table(rows, index="step", series="panel", value="value", heading="step"),
@@ -78,6 +78,12 @@ def training_figure(records: Sequence[SiteRecord]) -> Figure | None:
         legend=legend,
         chance="a policy equal to its reference",
     )
+
+
+def _natures(records: Sequence[SiteRecord]) -> str:
+    """What the training pairs are, in the records' own words."""
+    found = [str(entry.record.settings.get("pairs", "")) for entry in records]
+    return " ".join(dict.fromkeys(nature for nature in found if nature))
 
 
 def _curves_of(log: pd.DataFrame) -> list[_Curve]:

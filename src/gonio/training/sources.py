@@ -21,6 +21,11 @@ from gonio.training.passages import pairs_from_text
 __all__ = ["PairSource", "load_split"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_GIVEN = "Pairs as given in {}."
+_MADE = (
+    "Pairs made from {}, not judged by people: chosen is the true continuation of a passage, "
+    "rejected a continuation of about the same length from elsewhere in the text."
+)
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -32,11 +37,13 @@ class PairSource:
         name: What the user wrote, or a fuller name.
         sha256: Of the text or file; of the pairs for a data set.
         split: Training and held-out pairs.
+        nature: One sentence: what the chosen and the rejected responses are.
     """
 
     name: str
     sha256: str
     split: PreferenceSplit
+    nature: str
 
 
 def load_split(source: str, *, train: int, held_out: int, seed: int = 0) -> PairSource:
@@ -61,15 +68,16 @@ def load_split(source: str, *, train: int, held_out: int, seed: int = 0) -> Pair
             source,
             file_sha256(path),
             _trim(split_pairs(pairs, held_out=held_out, seed=seed), train),
+            _GIVEN.format(path.name),
         )
     if source == "bundled" or path.exists():
         text = load_text(source)
         split = pairs_from_text(text.text, train=train, held_out=held_out, seed=seed)
-        return PairSource(text.name, text.sha256, split)
+        return PairSource(text.name, text.sha256, split, _MADE.format(text.name))
     if _HUB_NAME.fullmatch(source) and not path.suffix:
         pairs = load_hub_pairs(source, limit=2 * (train + held_out))
         split = _trim(split_pairs(pairs, held_out=held_out, seed=seed), train)
-        return PairSource(source, pairs_sha256(pairs), split)
+        return PairSource(source, pairs_sha256(pairs), split, _GIVEN.format(source))
     raise DataError(
         f"no training data at {source}\n"
         "  not 'bundled', not a text file or folder, not a .jsonl file of prompt, chosen and "
