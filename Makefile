@@ -48,6 +48,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python benchmarks/spectra.py
+	$(BIN)/python benchmarks/merge.py
 	benchmarks/key_codecs.sh
 
 proofs: system-deps

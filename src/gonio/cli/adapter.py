@@ -23,7 +23,7 @@ _SEED = click.option(
 
 @click.group()
 def adapter() -> None:
-    """Measure LoRA adapters: spectra, overlap with the base and with each other.
+    """Measure, compare, resize and merge LoRA adapters.
 
     Every number stands beside what chance gives. Folders are read as PEFT reads them; pickled
     weights are never opened, and the product of the factors is never formed.
@@ -115,6 +115,120 @@ def compare(
     )
     view = _overlap_view(found.tables["projections"])
     output.write(found, [(title, view), *_footnotes(found)])
+
+
+_OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder to create; PEFT loads it.",
+)
+
+
+@adapter.command("resize")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_OUT
+@click.option("--rank", type=click.IntRange(min=1), help="Largest rank of every module.")
+@click.option("--energy", type=float, help="Share of each module's energy to keep.")
+@click.option(
+    "--parameters", type=click.IntRange(min=1), help="Parameters in all; ranks are allocated."
+)
+@output_options
+def resize(
+    folder: Path,
+    out: Path,
+    rank: int | None,
+    energy: float | None,
+    parameters: int | None,
+    output: Output,
+    overwrite: bool,
+) -> None:
+    """Shrink FOLDER's ranks after training, losing as little as can be.
+
+    One rank for all, the energy to keep in each module, or a budget of parameters for which the
+    ranks are chosen to discard the least energy in all. Prints the loss the spectrum predicts and
+    the loss of the folder as read back. A rank chosen after training is not the rank that
+    training would have needed.
+
+    \b
+    Example:
+      gonio adapter resize runs/dpo --rank 4 --out runs/dpo-r4
+      gonio adapter resize runs/dpo --energy 0.95 --out runs/dpo-e95
+    """
+    from gonio.pipelines.reshape import resize_adapter
+
+    found = resize_adapter(
+        folder, out, rank=rank, energy=energy, parameters=parameters, overwrite=overwrite
+    )
+    output.write(found, [("By projection", _reshape_view(found.tables["modules"]))])
+
+
+@adapter.command("merge")
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@_OUT
+@click.option("--weight", "weights", type=float, multiple=True, help="One per folder; default 1.")
+@click.option("--rank", type=click.IntRange(min=1), help="Largest rank to keep; all by default.")
+@output_options
+def merge(
+    folders: tuple[Path, ...],
+    out: Path,
+    weights: tuple[float, ...],
+    rank: int | None,
+    output: Output,
+    overwrite: bool,
+) -> None:
+    """Add FOLDERS into one adapter: the exact weighted sum, or its best approximation.
+
+    Adapters may differ in rank, scaling and target modules. Without --rank nothing is lost; with
+    it, the best approximation of the sum of that rank is written.
+
+    \b
+    Example:
+      gonio adapter merge runs/dpo runs/clm --out runs/both
+      gonio adapter merge runs/dpo runs/clm --rank 16 --out runs/mix
+    """
+    from gonio.pipelines.reshape import merge_adapters
+
+    found = merge_adapters(folders, out, weights=weights or None, rank=rank, overwrite=overwrite)
+    output.write(found, [("By projection", _reshape_view(found.tables["modules"]))])
+
+
+@adapter.command("rescale")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_OUT
+@click.option("--alpha", type=float, help="New lora_alpha; by default every scaling becomes 1.")
+@click.option("--rslora/--no-rslora", "use_rslora", default=None, help="Scale by alpha / sqrt(r).")
+@output_options
+def rescale(
+    folder: Path,
+    out: Path,
+    alpha: float | None,
+    use_rslora: bool | None,
+    output: Output,
+    overwrite: bool,
+) -> None:
+    """Write FOLDER's update under another alpha, or from LoRA to rsLoRA and back.
+
+    \b
+    Example:
+      gonio adapter rescale runs/dpo --rslora --alpha 16 --out runs/dpo-rs
+    """
+    from gonio.pipelines.reshape import rescale_adapter
+
+    found = rescale_adapter(folder, out, alpha=alpha, use_rslora=use_rslora, overwrite=overwrite)
+    output.write(found)
+
+
+def _reshape_view(modules: pd.DataFrame) -> pd.DataFrame:
+    """Mean ranks and the share of energy lost, per projection."""
+    groups = modules.groupby("projection", sort=False)
+    view = groups.agg(
+        n=("module", "size"), rank_before=("rank_before", "mean"), rank_after=("rank_after", "mean")
+    )
+    energy = groups["energy"].sum()
+    view["discarded"] = groups["discarded_energy"].sum() / energy
+    view["measured"] = groups["discarded_energy_measured"].sum() / energy
+    return view.reset_index()
 
 
 def _spectrum_view(summary: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,7 @@ __all__ = ["cli", "main"]
 
 # Noun -> one line of help. Written here so that `gonio --help` imports no command module.
 _NOUNS = {
-    "adapter": "Measure LoRA adapters: spectra, overlap with the base and with each other.",
+    "adapter": "Measure, compare, resize and merge LoRA adapters.",
     "cache": "Observe, compress and evaluate the attention key cache.",
     "demo": "Measure, train, compress and check everything on a small real model.",
     "model": "List, fetch and describe models.",
