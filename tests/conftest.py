@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 __all__ = ["rng", "tiny_folder"]
+
+# The same cases on every machine and run, however loaded it is.
+settings.register_profile("gonio", deadline=None, derandomize=True, database=None)
+settings.load_profile("gonio")
 
 
 @pytest.fixture
