@@ -77,6 +77,41 @@ def test_zero_updates_are_nan_and_said(factors, make_adapter):
     assert table.iloc[0][["stable_rank", "effective_rank", "k90", "k99"]].notna().all()
 
 
+CANCELLING = {
+    "two ones": (torch.tensor([[1.0, -1.0]]).expand(5, 2), torch.ones(2, 7)),
+    "thirds": (torch.tensor([[1 / 3, -1 / 3]]).expand(9, 2), torch.full((2, 4), 0.1)),
+    "wide rank": (torch.tensor([[1.0, -1.0] * 20]).expand(3, 40), torch.full((40, 2), 0.7)),
+}
+
+
+@pytest.mark.parametrize("name", CANCELLING)
+def test_factors_that_cancel_are_a_zero_update(name, factors, make_adapter):
+    """Rounding noise of B A = 0 is no rank; what a change of 2^-20 leaves of it is rank one."""
+    lora_b, lora_a = CANCELLING[name]
+    near = lora_b.clone()
+    near[:, 0] *= 1 + 2**-20
+    adapter = make_adapter({"zero": (lora_b, lora_a), "near": (near, lora_a)}, scaling=-3.0)
+    assert not bool((lora_b @ lora_a).any())
+    zero, one = (row for _, row in spectrum_table(adapter, samples=10).iterrows())
+    assert zero["frobenius_norm"] == zero["spectral_norm"] == zero["numerical_rank"] == 0
+    assert zero[["stable_rank", "effective_rank", "k90", "k99"]].isna().all()
+    assert one["numerical_rank"] == 1
+    assert one["stable_rank"] == pytest.approx(1, abs=1e-6)
+    dense = float((3 * near.double() @ lora_a.double()).norm())
+    assert one["frobenius_norm"] == pytest.approx(dense, abs=adapter.updates["near"].noise_floor())
+
+
+def test_a_direction_zero_in_one_factor_hides_no_other(factors, make_adapter):
+    """|B|_F |A|_F would call this update noise; a column counts with its own row only."""
+    lora_b, lora_a = (factor.double() for factor in factors(6, 5, 3))
+    lora_b[:, 0], lora_a[0] = 1e300, 0.0
+    update = make_adapter({"x": (lora_b, lora_a)}).updates["x"]
+    table = spectrum_table(make_adapter({"x": (lora_b, lora_a)}), samples=10)
+    assert table["numerical_rank"].tolist() == [2]
+    nuclear = float(update.singular_values().sum())
+    assert nuclear <= update.norm_bound() < 100 * nuclear
+
+
 def test_an_adapter_saved_before_training_is_refused(write_adapter, factors):
     lora_b, lora_a = factors(6, 5, 4)
     folder = write_adapter({"model.layers.0.q_proj": (0 * lora_b, lora_a)})

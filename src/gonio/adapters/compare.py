@@ -133,9 +133,9 @@ def _module_rows(
 ) -> tuple[list[dict[str, object]], list[str]]:
     """Overlap rows of one module, and why a k or the whole module is left out."""
     left, sigma, right = update.svd()
-    if not bool(sigma[0] > 0):
-        return [], ["zero update"]
     rank = numerical_rank_of(update, sigma)
+    if rank == 0:
+        return [], ["zero update"]
     chosen = [(k, "fixed") for k in ks if k <= rank]
     chosen.append((min(rank, round(float(stable_rank(sigma)))), "stable_rank"))
     reasons = [f"k = {k} exceeds the update's numerical rank {rank}" for k in ks if k > rank]

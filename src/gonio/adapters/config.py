@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from gonio.adapters.refusal import one_line, shown
 from gonio.errors import AdapterError
 
 __all__ = ["CONFIG_NAME", "LoraSettings", "read_settings"]
@@ -42,6 +43,8 @@ _SWITCHES = {
 # These initializations subtract the starting factors from the base weight, so that B @ A alone
 # is not the change of the original weight.
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MAX_RANK = 2**31 - 1  # far above any matrix, far below what a float cannot hold
+_BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
@@ -101,14 +104,14 @@ def read_settings(folder: Path) -> LoraSettings:
     raw = _read_json(path)
     kind = raw.get("peft_type")
     if kind != "LORA":
-        raise _refused(path, f"peft_type is {kind!r}", "Only LoRA adapters are measured.")
+        raise _refused(path, f"peft_type is {shown(kind)}", "Only LoRA adapters are measured.")
     config, unknown = _parse(path, raw)
     _refuse_variants(path, config)
     rank, alpha = _rank(path, "r", config.r), _alpha(path, "lora_alpha", config.lora_alpha)
     ranks = _pattern(path, "rank_pattern", config.rank_pattern)
     alphas = _pattern(path, "alpha_pattern", config.alpha_pattern)
-    rank_pattern = {k: _rank(path, f"rank_pattern[{k!r}]", v) for k, v in ranks.items()}
-    alpha_pattern = {k: _alpha(path, f"alpha_pattern[{k!r}]", v) for k, v in alphas.items()}
+    rank_pattern = {k: _rank(path, f"rank_pattern[{shown(k)}]", v) for k, v in ranks.items()}
+    alpha_pattern = {k: _alpha(path, f"alpha_pattern[{shown(k)}]", v) for k, v in alphas.items()}
     return LoraSettings(
         rank=rank,
         alpha=alpha,
@@ -116,9 +119,9 @@ def read_settings(folder: Path) -> LoraSettings:
         alpha_pattern=MappingProxyType(alpha_pattern),
         use_rslora=_flag(path, "use_rslora", config.use_rslora),
         fan_in_fan_out=_flag(path, "fan_in_fan_out", config.fan_in_fan_out),
-        bias=str(config.bias),
-        modules_to_save=_names(config.modules_to_save),
-        base_model=str(config.base_model_name_or_path or ""),
+        bias=_bias(path, config.bias),
+        modules_to_save=_names(path, "modules_to_save", config.modules_to_save),
+        base_model=_text(path, "base_model_name_or_path", config.base_model_name_or_path),
         unknown=unknown,
     )
 
@@ -152,7 +155,7 @@ def _parse(path: Path, raw: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice for training; what matters is checked here
             config = LoraConfig(**{name: raw[name] for name in known & set(raw)})
-    except (TypeError, ValueError, AttributeError) as error:
+    except Exception as error:  # whatever PEFT's own checks run into: the file is at fault
         raise _refused(path, f"PEFT cannot read it: {error}") from error
     return config, tuple(name for name in unknown if raw[name] not in (None, False, [], {}))
 
@@ -176,27 +179,33 @@ def _refuse_variants(path: Path, config: Any) -> None:
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_INITS):
         raise _refused(
             path,
-            f"init_lora_weights is {start!r}: the factors are relative to a changed base weight",
+            f"init_lora_weights is {shown(start)}: factors relative to a changed base weight",
             "Save the adapter again with path_initial_model_for_weight_conversion, which turns "
             "it into a plain LoRA.",
         )
 
 
 def _rank(path: Path, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _refused(path, f"{name} is {value!r}, expected a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MAX_RANK:
+        expected = f"expected a whole number from 1 to {_MAX_RANK}"
+        raise _refused(path, f"{name} is {shown(value)}, {expected}")
     return value
 
 
 def _alpha(path: Path, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _refused(path, f"{name} is {value!r}, expected a finite number")
-    return float(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    try:
+        number = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf
+    if not math.isfinite(number):
+        raise _refused(path, f"{name} is {shown(value)}, expected a finite number")
+    return number
 
 
 def _flag(path: Path, name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise _refused(path, f"{name} is {value!r}, expected true or false")
+        raise _refused(path, f"{name} is {shown(value)}, expected true or false")
     return value
 
 
@@ -209,19 +218,32 @@ def _pattern(path: Path, name: str, value: object) -> dict[str, Any]:
     for pattern in value:
         try:
             re.compile(rf"(.*\.)?({pattern})$")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise _refused(
-                path, f"{name}: {pattern!r} is not a regular expression: {error}"
+                path, f"{name}: {shown(pattern)} is not a regular expression: {error}"
             ) from None
     return value
 
 
-def _names(value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    return tuple(str(name) for name in value) if isinstance(value, list | tuple | set) else ()
+def _names(path: Path, name: str, value: object) -> tuple[str, ...]:
+    names = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
+        raise _refused(path, f"{name} is {shown(value)}, expected a list of names")
+    return tuple(names)
+
+
+def _bias(path: Path, value: object) -> str:
+    if not isinstance(value, str) or value not in _BIASES:
+        raise _refused(path, f"bias is {shown(value)}, expected one of {', '.join(_BIASES)}")
+    return value
+
+
+def _text(path: Path, name: str, value: object) -> str:
+    if value is not None and not isinstance(value, str):
+        raise _refused(path, f"{name} is {shown(value)}, expected a text")
+    return value or ""
 
 
 def _refused(path: Path, found: str, cure: str = "") -> AdapterError:
-    message = f"not a LoRA configuration gonio can read: {path}\n  {found}"
+    message = f"not a LoRA configuration gonio can read: {path}\n  {one_line(found)}"
     return AdapterError(f"{message}\n{cure}" if cure else message)

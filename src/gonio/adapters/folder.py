@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gonio.adapters.config import CONFIG_NAME, LoraSettings, read_settings
+from gonio.adapters.refusal import one_line
 from gonio.adapters.update import LoraUpdate, split_module_name
 from gonio.errors import AdapterError
 
@@ -20,10 +22,12 @@ __all__ = ["WEIGHTS_NAME", "Adapter", "UnusedKey", "load_adapter"]
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 
+_READ_ERRORS = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError)
 _PREFIX = "base_model.model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _NAMED_FACTOR = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
+_MAX_NORM = math.sqrt(torch.finfo(torch.float64).max)  # above it, energies leave float64
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -76,7 +80,7 @@ def load_adapter(path: str | Path) -> Adapter:
 
     Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; rsLoRA: arXiv:2312.03732.
     """
-    folder = Path(path).expanduser()
+    folder = _folder(path)
     _require_files(folder)
     settings = read_settings(folder)
     with _open_weights(folder) as tensors:
@@ -89,6 +93,20 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(folder, settings, {update.module: update for update in updates}, unused)
 
 
+def _folder(path: str | Path) -> Path:
+    """The path with ``~`` resolved, after asking the system whether it can be looked at."""
+    try:
+        folder = Path(path).expanduser()
+        folder.is_dir()
+        (folder / CONFIG_NAME).is_file(), (folder / WEIGHTS_NAME).is_file()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise AdapterError(
+            f"not a loadable LoRA adapter folder: {path}\n  cannot be looked at: {reason}"
+        ) from error
+    return folder
+
+
 class _Tensors:
     """The tensors of one safetensors file; library errors become ours."""
 
@@ -96,7 +114,7 @@ class _Tensors:
         self._folder = folder
         try:
             self._file = safe_open(str(folder / WEIGHTS_NAME), framework="pt", device="cpu")
-            self.keys = tuple(sorted(self._file.keys(), key=_natural))
+            self.keys = tuple(sorted(self._file.keys(), key=lambda key: (_natural(key), key)))
         except (SafetensorError, OSError) as error:
             raise self._unreadable(error) from error
 
@@ -107,12 +125,15 @@ class _Tensors:
         del self._file
 
     def shape(self, key: str) -> tuple[int, ...]:
-        return tuple(self._file.get_slice(key).get_shape())
+        try:
+            return tuple(self._file.get_slice(key).get_shape())
+        except _READ_ERRORS as error:
+            raise self._unreadable(error) from error
 
     def get(self, key: str) -> Tensor:
         try:
             tensor = self._file.get_tensor(key)
-        except (SafetensorError, OSError, RuntimeError) as error:
+        except _READ_ERRORS as error:
             raise self._unreadable(error) from error
         assert isinstance(tensor, Tensor)
         return tensor
@@ -139,13 +160,13 @@ def _require_files(folder: Path) -> None:
         return
     pickles = [name for name in _PICKLES if (folder / name).exists()]
     lines = [
-        f"{CONFIG_NAME:<26} {_describe_settings(folder) if has_config else 'missing'}",
-        f"{WEIGHTS_NAME:<26} {'found' if has_weights else 'missing'}",
+        f"{CONFIG_NAME:<26} {_describe_settings(folder)}",
+        f"{WEIGHTS_NAME:<26} {'found' if has_weights else _absence(folder / WEIGHTS_NAME)}",
         *(f"{name:<26} found, but pickled weights are never loaded" for name in pickles),
     ]
     inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
     if inner and not has_config:
-        cure = f"Adapters lie below it; give one of them: {', '.join(inner[:4])}"
+        cure = f"Adapters lie below it; give one of them: {one_line(', '.join(inner[:4]))}"
     elif has_config:
         cure = (
             "Save the adapter again as safetensors (PeftModel.save_pretrained does so by default)."
@@ -157,7 +178,13 @@ def _require_files(folder: Path) -> None:
     )
 
 
+def _absence(path: Path) -> str:
+    return "not a readable file" if path.exists() or path.is_symlink() else "missing"
+
+
 def _describe_settings(folder: Path) -> str:
+    if not (folder / CONFIG_NAME).is_file():
+        return _absence(folder / CONFIG_NAME)
     try:
         return f"found (peft_type LORA, r {read_settings(folder).rank})"
     except AdapterError:
@@ -201,7 +228,7 @@ def _unused_reason(
         return "LoRA on an embedding is not measured"
     if _NAMED_FACTOR.fullmatch(key):
         return "the adapter's name is inside the key, so PEFT would not load it"
-    if _FACTOR.fullmatch(key):
+    if _FACTOR.fullmatch(key.removeprefix(_PREFIX)):
         if len(shape) > 2:
             return f"factor of shape {shape}: only factors of matrices are measured"
         nested = ".base_layer.lora_" in key
@@ -244,7 +271,14 @@ def _read_update(
             "r or rank_pattern does not belong to these weights; the scaling would be wrong.",
         )
     layer, projection = split_module_name(module)
-    return LoraUpdate(module, lora_a, lora_b, scaling, layer, projection)
+    update = LoraUpdate(module, lora_a, lora_b, scaling, layer, projection)
+    if not update.norm_bound() < _MAX_NORM:
+        raise _broken(
+            folder,
+            [f"{module}: the update is too large for float64, its squared norm overflows"],
+            "The training run diverged or the file is damaged; use an earlier checkpoint.",
+        )
+    return update
 
 
 def _check_factor(folder: Path, what: str, factor: Tensor) -> None:
@@ -268,11 +302,16 @@ def _check_factor(folder: Path, what: str, factor: Tensor) -> None:
 
 
 def _broken(folder: Path, lines: Iterable[str], cure: str = "") -> AdapterError:
-    message = "\n  ".join([f"cannot read the adapter: {folder / WEIGHTS_NAME}", *lines])
+    found = map(one_line, lines)
+    message = "\n  ".join([f"cannot read the adapter: {folder / WEIGHTS_NAME}", *found])
     return AdapterError(f"{message}\n{cure}" if cure else message)
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
     """Sort key that puts layer 2 before layer 10."""
-    parts = re.split(r"(\d+)", name)
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
+    keys = []
+    for position, part in enumerate(re.split(r"([0-9]+)", name)):
+        is_number = position % 2 == 1
+        text = part.lstrip("0") if is_number else part
+        keys.append((is_number, len(text) if is_number else 0, text))  # longer numbers are larger
+    return keys

@@ -129,17 +129,21 @@ def random_lora(
 
 
 def numerical_rank_of(update: LoraUpdate, sigma: torch.Tensor) -> int:
-    """Singular values above float32 noise, ``max(m, n) * eps32 * sigma_1``.
+    """Singular values above float32 noise, ``max(m, n) * eps32 * sigma_1``; 0 for a zero update.
 
     float32 whatever the factors are stored in: smaller directions are lost when the update is
-    added to a weight in the precision models are merged in.
+    added to a weight in the precision models are merged in. Values below
+    :meth:`LoraUpdate.noise_floor` never count, so that factors whose product cancels have rank 0.
     """
-    return int(numerical_rank(sigma, update.shape, dtype=torch.float32))
+    relative = int(numerical_rank(sigma, update.shape, dtype=torch.float32))
+    return min(relative, int((sigma > update.noise_floor()).sum()))
 
 
 def _row(update: LoraUpdate, null: RandomLora) -> dict[str, object]:
     sigma = update.singular_values()
-    is_zero = not bool(sigma[0] > 0)
+    rank = numerical_rank_of(update, sigma)
+    is_zero = rank == 0
+    sigma = torch.zeros_like(sigma) if is_zero else sigma
     return {
         "module": update.module,
         "layer": update.layer,
@@ -152,7 +156,7 @@ def _row(update: LoraUpdate, null: RandomLora) -> dict[str, object]:
         "spectral_norm": float(spectral_norm(sigma)),
         "stable_rank": _MISSING if is_zero else float(stable_rank(sigma)),
         "effective_rank": _MISSING if is_zero else float(effective_rank(sigma)),
-        "numerical_rank": 0 if is_zero else numerical_rank_of(update, sigma),
+        "numerical_rank": rank,
         "k90": _MISSING if is_zero else float(energy_rank(sigma, 0.9)),
         "k99": _MISSING if is_zero else float(energy_rank(sigma, 0.99)),
         "random_lora_stable_rank": null.stable_rank,

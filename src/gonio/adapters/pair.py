@@ -163,9 +163,9 @@ class _Spectrum:
     def of(cls, update: LoraUpdate) -> _Spectrum | None:
         """None when the update is zero."""
         left, sigma, right = update.svd()
-        if not bool(sigma[0] > 0):
-            return None
         rank = numerical_rank_of(update, sigma)
+        if rank == 0:
+            return None
         return cls(update, left, right.mT, rank, float(frobenius_norm(sigma)))
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gonio.linalg.lowrank import factored_singular_values, factored_svd
 
 __all__ = ["LoraUpdate", "split_module_name"]
 
-_INDEX = re.compile(r"\d+")
+_INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,37 @@ class LoraUpdate:
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """``(u, sigma, vh)`` in float64 with q = min(m, n, r): ``(m, q)``, ``(q,)``, ``(q, n)``."""
         return factored_svd(self.lora_b, self.lora_a, self.scaling)
+
+    def norm_bound(self) -> float:
+        """Sum over rank directions of ``|scaling| |b_k| |a_k|``, in the unit of the update.
+
+        At least the nuclear norm and at most ``|scaling| |B|_F |A|_F``; infinite where float64
+        overflows. A direction that is zero in one factor adds nothing, however large the other.
+        """
+        columns, rows = _norms(self.lora_b.mT), _norms(self.lora_a)
+        terms = torch.where((columns > 0) & (rows > 0), columns * abs(self.scaling) * rows, 0.0)
+        return float(terms.sum())
+
+    def noise_floor(self) -> float:
+        """What rounding alone may give a singular value: ``max(m, n, r) * eps64 * norm_bound``.
+
+        Where the rank directions cancel, singular values computed from the factors are noise of
+        this size although the product is exactly zero. The smallest normal float64 is added,
+        since below it no digit is certain.
+
+        Source: Higham 2002 (doi:10.1137/1.9780898718027), theorem 19.4: the error of a
+        Householder QR is relative to each column of its own, so the terms add up unscaled.
+        """
+        limits = torch.finfo(torch.float64)
+        return max(*self.shape, self.rank) * limits.eps * self.norm_bound() + limits.tiny
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Euclidean norms of rows in float64, safe against overflow of the squares."""
+    rows = rows.double()
+    size = rows.abs().amax(dim=-1, keepdim=True)
+    unit: Tensor = torch.linalg.vector_norm(rows / torch.where(size > 0, size, 1.0), dim=-1)
+    return size.squeeze(-1) * unit
 
 
 def split_module_name(module: str) -> tuple[int | None, str]:

@@ -63,7 +63,7 @@ class _StepBars:
 
         self._console = Console(stderr=True, highlight=False)
         self._bars: Progress = Progress(
-            TextColumn("{task.description:<52}"),
+            TextColumn("{task.description:<52}", markup=False),
             BarColumn(bar_width=16),
             TimeElapsedColumn(),
             console=self._console,
@@ -83,12 +83,12 @@ class _StepBars:
     def start(self, step: Step[DemoRun], number: int, total: int) -> None:
         """A step begins: show its bar."""
         self._title = f"[{number:>2}/{total}] {step.title}"
-        self._task = self._bars.add_task(_escaped(self._title), total=None)
+        self._task = self._bars.add_task(self._title, total=None)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Part of the step is done: move its bar."""
         if self._task is not None:
-            title = _escaped(f"{self._title}: {what}"[:52])
+            title = f"{self._title}: {what}"[:52]
             self._bars.update(self._task, description=title, completed=done, total=total)
 
     def finish(self, step: Step[DemoRun], seconds: float | None) -> None:
@@ -97,9 +97,3 @@ class _StepBars:
             self._bars.remove_task(self._task)
         took = "done before" if seconds is None else f"{seconds:.1f} s"
         self._console.print(f"{self._title:<56}{took:>12}", markup=False)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -142,7 +142,7 @@ def progress_bar(title: str) -> Iterator[ProgressCallback]:
 
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),  # names come from files
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
