@@ -49,6 +49,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/spectra.py
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/base_subspaces.py
 	benchmarks/key_codecs.sh
 
 proofs: system-deps

@@ -15,6 +15,7 @@ from gonio.linalg.hadamard import (
     has_hadamard,
     randomized_hadamard,
 )
+from gonio.linalg.krylov import TopSubspaces, certified_top_subspaces
 from gonio.linalg.lowrank import (
     factored_frobenius_norm,
     factored_inner_product,
@@ -52,8 +53,10 @@ from gonio.linalg.subspaces import (
 
 __all__ = [
     "Interval",
+    "TopSubspaces",
     "bootstrap_interval",
     "c_infinity",
+    "certified_top_subspaces",
     "effective_rank",
     "energy_rank",
     "expected_gain_residual",
