@@ -127,6 +127,13 @@ def test_a_shared_rotation_is_stored_and_counted_once(tmp_path, rng):
     assert apart.stored(8).side_bytes == 3 * rotation.nbytes
 
 
+def test_scales_are_counted_apart_from_codes():
+    stored = CacheCodec(LAYOUT, (SignCodec(),) * 3, {}).stored(8)
+    keys = 3 * 2 * 8  # layers, heads, tokens; each two bytes of signs and a float16 scale
+    assert (stored.code_bytes, stored.metadata_bytes) == (2 * keys, 2 * keys)
+    assert stored.bits_per_element == 8 * 4 / 16
+
+
 def test_unreadable_codec_files_are_refused(tmp_path, rng):
     with pytest.raises(CodecError, match="no codec file"):
         load_codec(tmp_path / "absent.safetensors")

@@ -154,6 +154,16 @@ def test_the_bundled_model_is_smollm2():
     assert "Paris" in text
 
 
+def test_a_gguf_file_loads_as_the_bundled_model_does():
+    from gonio.models.bundled import _installed_gguf
+
+    path = _installed_gguf(bundled_models()["smollm2-135m"])
+    assert path is not None
+    model, tokenizer = load_model(path)
+    assert attention_layout(model.config).num_layers == 30
+    assert tokenizer("a")["input_ids"]
+
+
 def test_a_damaged_converted_copy_is_made_again(tmp_path, monkeypatch):
     """A byte of the copy is changed; loading notices and converts again."""
     source = bundled_folder("smollm2-135m")

@@ -48,6 +48,22 @@ def test_bad_texts_are_refused(tmp_path):
         load_text(tmp_path / "none")
 
 
+def test_a_data_set_is_read_by_its_text_column(tmp_path):
+    """The library's own loader on a local data set; a hub name takes the same way."""
+    from gonio.models.texts import _dataset_text
+
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "first"}\n{"text": "second"}\n')
+    (folder / "test.jsonl").write_text('{"text": "held out"}\n')
+    assert _dataset_text(str(folder)).text == "first\n\nsecond"
+    assert _dataset_text(f"{folder}::test").text == "held out"
+    (folder / "train.jsonl").write_text('{"body": "first"}\n')
+    (folder / "test.jsonl").unlink()
+    with pytest.raises(DataError, match=r"no column 'text', only \['body'\]"):
+        _dataset_text(str(folder))
+
+
 def test_parts_come_from_the_two_ends_and_never_overlap(tokenizer):
     text = Text("numbers", " ".join(str(number) for number in range(1, 101)))
     split = split_tokens(tokenizer, text, calibration=60, evaluation=40)

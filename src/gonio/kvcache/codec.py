@@ -126,8 +126,8 @@ class CacheCodec:
         keys = torch.randn(shape, generator=generator).to(torch.float16)
         runs = [codec.encode(keys) for codec in self.layers]
         return StoredBits(
-            code_bytes=sum(run.stored_bytes for run in runs),
-            metadata_bytes=0,
+            code_bytes=sum(run.stored_bytes - run.metadata_bytes for run in runs),
+            metadata_bytes=sum(run.metadata_bytes for run in runs),
             side_bytes=sum(tensor.nbytes for tensor in _unique_tensors(self.layers)),
             elements=sum(run.num_elements for run in runs),
         )

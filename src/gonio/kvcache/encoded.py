@@ -18,6 +18,7 @@ from gonio.quant.accounting import tensor_bytes
 __all__ = ["EncodedKeys"]
 
 _SEQ_AXIS = 2
+_METADATA = ("scale",)  # stored tensors that are neither codes nor raw keys
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class EncodedKeys:
     def stored_bytes(self) -> int:
         """Bytes of every stored tensor."""
         return tensor_bytes(*self.tensors.values())
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Bytes of scales, a part of :attr:`stored_bytes`."""
+        return tensor_bytes(*(self.tensors[name] for name in _METADATA if name in self.tensors))
 
     @property
     def bits_per_element(self) -> float:
