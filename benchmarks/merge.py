@@ -1,16 +1,21 @@
 """Merging two adapters to one rank: gonio's factored sum against PEFT's svd combination.
 
 Two random rank-16 adapters on every linear layer of the bundled model, merged with weights
-0.5 and 0.5 to rank 16. Both results are compared with a float64 dense truncation before timing.
+0.5 and 0.5 to rank 16 (and 0.3 and 0.7, which are folded into float64 factors). The results are
+compared with a float64 dense truncation. Seconds are of the wall, best and median of several runs
+for gonio and one run for PEFT; processor seconds, of all threads, tell a busy machine apart.
 
 Run: python benchmarks/merge.py [--rank 16]
 """
 
 import argparse
+import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,6 +24,8 @@ from gonio.adapters import load_adapter, merge, resize
 from gonio.adapters.update import LoraUpdate
 from gonio.models import load_model
 
+T = TypeVar("T")
+REPEATS = 9
 CHECKED = 7  # modules compared with dense float64: one layer's
 
 
@@ -34,14 +41,14 @@ def main() -> None:
         started = time.perf_counter()
         adapters = [load_adapter(Path(folder) / name) for name in ("one", "two")]
         read = time.perf_counter() - started
-    started = time.perf_counter()
-    ours = resize(merge(adapters, [0.5, 0.5]), rank=rank).updates
-    our_seconds = time.perf_counter() - started
-    started = time.perf_counter()
-    peft_model.add_weighted_adapter(
-        ["one", "two"], [0.5, 0.5], "merged", combination_type="svd", svd_rank=rank
+    ours, equal = _timed(lambda: resize(merge(adapters, [0.5, 0.5]), rank=rank).updates, REPEATS)
+    _, unequal = _timed(lambda: resize(merge(adapters, [0.3, 0.7]), rank=rank).updates, REPEATS)
+    _, peft = _timed(
+        lambda: peft_model.add_weighted_adapter(
+            ["one", "two"], [0.5, 0.5], "merged", combination_type="svd", svd_rank=rank
+        ),
+        1,
     )
-    their_seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         peft_model.save_pretrained(folder, selected_adapters=["merged"])
         theirs = load_adapter(Path(folder) / "merged").updates
@@ -53,10 +60,28 @@ def main() -> None:
             dense = found.scaling * found.lora_b.double() @ found.lora_a.double()
             errors[name] = max(errors[name], float((dense - best).norm() / best.norm()))
     print(f"{len(ours)} modules, rank {rank} + {rank} -> {rank}, {torch.get_num_threads()} threads")
-    print(f"gonio  {our_seconds:8.3f} s (and {read:.3f} s to read)  error {errors['gonio']:.1e}")
-    print(f"PEFT   {their_seconds:8.3f} s                      error {errors['PEFT']:.1e}")
-    print(f"ratio  {their_seconds / our_seconds:8.0f} x; errors against dense float64 truncation")
+    print("            best s   median s  processor s  error against dense float64 truncation")
+    for name, times, error in (
+        ("gonio", equal, f"{errors['gonio']:.1e} (and {read:.3f} s to read)"),
+        ("0.3, 0.7", unequal, ""),
+        ("PEFT", peft, f"{errors['PEFT']:.1e}"),
+    ):
+        wall, busy = zip(*times, strict=True)
+        middle = statistics.median(wall)
+        print(f"{name:<10} {min(wall):8.3f}   {middle:8.3f}  {min(busy):11.3f}  {error}")
+    walls, busy = (min(peft)[i] / min(time[i] for time in equal) for i in (0, 1))
+    print(f"ratio      {walls:8.0f}              {busy:10.0f}  PEFT over gonio")
     assert errors["gonio"] < 1e-5
+
+
+def _timed(function: Callable[[], T], repeats: int) -> tuple[T, list[tuple[float, float]]]:
+    """The result, and wall and processor seconds of every run."""
+    times = []
+    for _ in range(repeats):
+        wall, busy = time.perf_counter(), time.process_time()
+        result = function()
+        times.append((time.perf_counter() - wall, time.process_time() - busy))
+    return result, times
 
 
 def _two_adapters(model: torch.nn.Module, rank: int) -> torch.nn.Module:

@@ -27,56 +27,93 @@ class Saved:
     changes: dict[str, Tensor]
 
 
+class Convolutions(torch.nn.Module):
+    """Every kind of module PEFT gives factors to, with names that end in one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = torch.nn.Conv1d(3, 6, 4)
+        self.conv2 = torch.nn.Conv2d(6, 5, (3, 2))
+        self.point = torch.nn.Conv2d(5, 4, 1, bias=False)
+        self.conv3 = torch.nn.Conv3d(2, 3, (2, 1, 3))
+        self.block = torch.nn.ModuleDict({"conv1": torch.nn.Conv1d(6, 6, 1)})
+        self.table = torch.nn.Embedding(11, 7)
+        self.linear = torch.nn.Linear(7, 5)
+        self.head = torch.nn.Linear(5, 2)
+
+
 def tiny_model(family: str) -> torch.nn.Module:
     """A model of a family built from its config, random weights, deterministic."""
     import transformers
 
     torch.manual_seed(7)
-    common = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1}
-    if family == "llama":
-        config = transformers.LlamaConfig(
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            **common,
-        )
+    common = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    llama = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **common,
+    }
+    if family == "convolutions":
+        return Convolutions()
+    if family in ("llama", "tied llama"):
+        tied = family == "tied llama"
+        config = transformers.LlamaConfig(num_key_value_heads=2, tie_word_embeddings=tied, **llama)
         return transformers.LlamaForCausalLM(config)
+    if family == "phi3":
+        return transformers.Phi3ForCausalLM(transformers.Phi3Config(num_key_value_heads=2, **llama))
     if family == "gpt2":
         config = transformers.GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=16, **common)
         return transformers.GPT2LMHeadModel(config)
-    config = transformers.GPTNeoXConfig(
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        **common,
-    )
+    config = transformers.GPTNeoXConfig(max_position_embeddings=16, **llama)
     return transformers.GPTNeoXForCausalLM(config)
+
+
+def merge_with_peft(family: str, folder: Path) -> dict[str, Tensor]:
+    """The weights PEFT's own merge of a folder gives, float64, from a fresh base."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        loaded = PeftModel.from_pretrained(tiny_model(family), folder).double()
+        return dict(loaded.merge_and_unload().state_dict())
+
+
+@pytest.fixture
+def peft_merge() -> Callable[[str, Path], dict[str, Tensor]]:
+    return merge_with_peft
+
+
+@pytest.fixture
+def make_model() -> Callable[[str], torch.nn.Module]:
+    return tiny_model
 
 
 @pytest.fixture
 def save_with_peft(tmp_path: Path) -> Callable[..., Saved]:
-    """Wrap a tiny model, give both factors random values, save; merge again from disk."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    """Wrap a tiny model, give all that is trained random values, save; merge again from disk."""
+    from peft import LoraConfig, get_peft_model
 
     def save(family: str, *, name: str = "adapter", factor_seed: int = 0, **settings) -> Saved:
         base, folder = tmp_path / f"{family}-base", tmp_path / name
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT explains Conv1D and tied weights at length
             model = tiny_model(family)
-            model.save_pretrained(base)
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(base)
+            else:
+                base.mkdir(exist_ok=True)
+                save_file(model.state_dict(), base / "model.safetensors")
             wrapped = get_peft_model(model, LoraConfig(**settings))
             torch.manual_seed(factor_seed)
             for key, parameter in wrapped.named_parameters():
-                if "lora_" in key:
+                if "lora_" in key or parameter.requires_grad:
                     torch.nn.init.normal_(parameter)
             wrapped.save_pretrained(folder)
             before = {k: v.double() for k, v in tiny_model(family).state_dict().items()}
-            loaded = PeftModel.from_pretrained(tiny_model(family), folder).double()
-            after = loaded.merge_and_unload().state_dict()
+        after = merge_with_peft(family, folder)
         changes = {k: after[k] - before[k] for k in before if not torch.equal(after[k], before[k])}
         return Saved(base, folder, changes)
 

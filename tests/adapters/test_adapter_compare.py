@@ -144,7 +144,7 @@ def test_a_base_of_exactly_rank_k_is_compared(make_adapter, weight_source):
     weight = normal(9, 2) @ normal(2, 7, seed=1)
     adapter = make_adapter({"a": (normal(9, 3, seed=2), normal(3, 7, seed=3))})
     found = compare_with_base(adapter, weight_source({"a.weight": weight}), ks=(2,))
-    assert found.overlaps["base_gap"].max() == 1.0
+    assert found.overlaps["base_gap"].max() == pytest.approx(1.0, abs=1e-6)  # a bound
 
 
 @pytest.mark.parametrize("ks", [(0,), (5, -1)])
@@ -222,3 +222,46 @@ def test_a_square_weight_alone_follows_the_flag(make_adapter, weight_source):
     for flag, expected in ((False, weight), (True, weight.mT)):
         found = BaseWeights(weight_source({"a.weight": weight}), fan_in_fan_out=flag).get(update)
         assert torch.equal(found, expected)
+
+
+def test_base_overlaps_are_within_their_bound_of_dense_ones(make_adapter, weight_source):
+    """Against a full SVD of the base, in every storage dtype; the bounds are not idle."""
+    generator = torch.Generator().manual_seed(5)
+    left, right = (torch.linalg.qr(normal(d, 40, seed=d)).Q for d in (90, 70))
+    exact = (left * 1.05 ** -torch.arange(40.0, dtype=torch.float64)) @ right.mT
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        weight = exact.to(dtype)
+        noise = torch.randn(90, 8, generator=generator, dtype=torch.float64)
+        adapter = make_adapter({Q0: (left[:, :8] + 0.1 * noise, right[:, :8].mT)})
+        found = compare_with_base(adapter, weight_source({f"{Q0}.weight": weight}), ks=(2, 5))
+        base = torch.linalg.svd(weight.double())
+        update = adapter.updates[Q0].svd()
+        for row in found.overlaps.itertuples():
+            mine, theirs = (update[0], base.U) if row.side == "left" else (update[2].mT, base.Vh.mT)
+            expected = scipy_overlap(mine[:, : row.k], theirs[:, : row.k])
+            assert abs(row.overlap - expected) <= row.base_sine_bound + 1e-12
+            assert (row.certified, row.certificate) == (True, "")
+            assert 0 < row.base_sine_bound <= 1e-3
+
+
+def test_a_k_in_no_gap_of_the_base_is_said_and_kept(make_adapter, weight_source):
+    left, right = (torch.linalg.qr(normal(d, 6, seed=d)).Q for d in (30, 20))
+    sigma = torch.tensor([5.0, 3.0, 3.0, 1.0, 0.5, 0.2], dtype=torch.float64)
+    weight = ((left * sigma) @ right.mT).float()
+    adapter = make_adapter({Q0: (normal(30, 4, seed=8), normal(4, 20, seed=9))})
+    found = compare_with_base(adapter, weight_source({f"{Q0}.weight": weight}), ks=(1, 2, 3))
+    rows = found.overlaps.query("k_from == 'fixed' and side == 'left'").set_index("k")
+    assert rows["certificate"].to_dict() == {1: "", 2: "k in no gap", 3: ""}
+    assert rows["certified"].to_dict() == {1: True, 2: False, 3: True}
+
+
+def test_relative_norms_are_those_of_the_dense_matrices(make_adapter, weight_source):
+    lora_b, lora_a, weight = normal(12, 3), normal(3, 9, seed=1), normal(12, 9, seed=2)
+    adapter = make_adapter({Q0: (lora_b, lora_a)}, scaling=-0.5)
+    found = compare_with_base(adapter, weight_source({f"{Q0}.weight": weight}), ks=(1,))
+    change = -0.5 * lora_b @ lora_a
+    row = found.gains.iloc[0]
+    for name, order in (("frobenius", "fro"), ("spectral", 2)):
+        expected = float(torch.linalg.norm(change, order) / torch.linalg.norm(weight, order))
+        assert row[f"relative_{name}_norm"] == pytest.approx(expected, rel=1e-12)
+        assert row[f"relative_{name}_norm"] != pytest.approx(1.001 * expected, rel=1e-12)

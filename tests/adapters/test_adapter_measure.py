@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gonio.adapters import load_adapter, random_lora, spectrum_table
+from gonio.adapters.measure import singular_value_table
 from gonio.errors import AdapterError
 from gonio.linalg.spectrum import spectral_tolerance
 
@@ -165,3 +166,45 @@ def test_progress_is_told(factors, make_adapter):
     adapter = make_adapter({Q.format(i): factors(6, 5, 2) for i in range(3)})
     spectrum_table(adapter, samples=5, progress=lambda *call: seen.append(call))
     assert seen == [(Q.format(i), i + 1, 3) for i in range(3)]
+
+
+def test_every_singular_value_has_a_row_and_a_bound(factors, make_adapter):
+    """Two shapes interleaved, a zero update, a module outside the layers."""
+    names = [Q.format(0), "lm_head", Q.format(1), Q.format(2)]
+    pairs = [factors(20, 12, 5), factors(9, 30, 3), factors(20, 12, 5), factors(3, 4, 6)]
+    pairs[2] = (0 * pairs[2][0], pairs[2][1])
+    adapter = make_adapter(dict(zip(names, pairs, strict=True)), scaling=-0.5)
+    table = singular_value_table(adapter)
+    counts = dict(zip(names, (5, 3, 5, 3), strict=True))
+    assert table["module"].tolist() == [name for name in names for _ in range(counts[name])]
+    assert table["layer"].dtype == "Int64"
+    assert table.loc[table["module"] == "lm_head", "layer"].isna().all()
+    summary = spectrum_table(adapter, samples=5).set_index("module")
+    for name, (lora_b, lora_a) in zip(names, pairs, strict=True):
+        rows = table[table["module"] == name]
+        assert rows["index"].tolist() == list(range(1, len(rows) + 1))
+        dense = torch.linalg.svdvals(-0.5 * lora_b.double() @ lora_a.double())[: len(rows)].numpy()
+        rounding = 30 * torch.finfo(torch.float64).eps * dense[0]
+        assert (abs(rows["sigma"].to_numpy() - dense) <= rows["error_bound"] + rounding).all()
+        assert summary.loc[name, "error_bound"] == rows["error_bound"].max()
+        if not dense.any():
+            assert rows["energy_share"].isna().all()
+            continue
+        assert rows["error_bound"].max() <= 1e-9 * dense[0]
+        shares = dense**2 / (dense**2).sum()
+        assert rows["energy_share"].tolist() == pytest.approx(shares.tolist(), rel=1e-8)
+        assert rows["cumulative_energy"].tolist() == pytest.approx(shares.cumsum().tolist())
+        assert rows["cumulative_energy"].iloc[-1] == pytest.approx(1)
+
+
+def test_a_zero_adapter_has_no_singular_value_table(factors, make_adapter):
+    lora_b, lora_a = factors(6, 5, 4)
+    with pytest.raises(AdapterError, match="all 1 updates"):
+        singular_value_table(make_adapter({"x": (0 * lora_b, lora_a)}))
+
+
+def test_the_null_of_a_shape_is_that_of_its_transpose(factors, make_adapter):
+    adapter = make_adapter({Q.format(0): factors(40, 12, 3), Q.format(1): factors(12, 40, 3)})
+    columns = [c for c in spectrum_table(adapter, samples=20) if c.startswith("random_lora")]
+    first, second = (row for _, row in spectrum_table(adapter, samples=20)[columns].iterrows())
+    assert first.equals(second)

@@ -135,16 +135,19 @@ def test_difference_norms_see_small_differences(saved):
     assert difference_norm(update, near) == pytest.approx(float(sigma[-1]), rel=1e-6)
 
 
-def test_what_a_rewrite_would_lose_is_refused(save_with_peft, tmp_path):
+def test_what_lies_beside_the_factors_is_carried_over_or_refused(save_with_peft, tmp_path):
     saved = save_with_peft("llama", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
-    for call in (
-        lambda out: resize_adapter(saved.adapter, out, rank=1),
-        lambda out: merge_adapters([saved.adapter], out),
-        lambda out: rescale_adapter(saved.adapter, out, alpha=1),
-    ):
-        with pytest.raises(AdapterError, match="it would lose tensors"):
-            call(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(AdapterError, match="it would lose tensors"):
+        merge_adapters([saved.adapter, saved.adapter], tmp_path / "sum")
+    assert not (tmp_path / "sum").exists()
+    resize_adapter(saved.adapter, tmp_path / "resized", rank=1)
+    rescale_adapter(saved.adapter, tmp_path / "rescaled", alpha=1)
+    before = load_adapter(saved.adapter).beside
+    assert before
+    for name in ("resized", "rescaled"):
+        after = load_adapter(tmp_path / name).beside
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[key], before[key]) for key in before)
 
 
 def test_bad_settings_are_refused_before_anything_is_written(saved, tmp_path):

@@ -19,6 +19,7 @@ from gonio.linalg import (
     overlap_variance,
     overlap_z_score,
     random_lora_singular_values,
+    random_matrix_singular_values,
     sign_cosine_of_random_direction,
     stable_rank,
     subspace_overlap,
@@ -140,6 +141,21 @@ def test_random_lora_spectra_follow_the_law_of_dense_products(m, n, r, rng):
     energy = np.mean(sampled.square().sum(dim=-1).numpy())
     deviation = float(sampled.square().sum(dim=-1).std()) / math.sqrt(samples)
     assert abs(energy - m * n * r) < SIGMAS * deviation
+
+
+@pytest.mark.parametrize(("m", "n"), [(12, 9), (5, 20), (1, 7)], ids=str)
+def test_random_matrix_spectra_follow_the_law_of_dense_ones(m, n, rng):
+    samples = 4000
+    sampled = random_matrix_singular_values(m, n, samples=samples, generator=rng)
+    dense = torch.linalg.svdvals(torch.randn((samples, m, n), generator=rng, dtype=F64))
+    assert sampled.shape == dense.shape
+    for place in range(min(m, n)):
+        test = scipy.stats.ks_2samp(sampled[:, place].numpy(), dense[:, place].numpy())
+        assert test.pvalue > 1e-4
+        off = scipy.stats.ks_2samp(1.1 * sampled[:, place].numpy(), dense[:, place].numpy())
+        assert off.pvalue < test.pvalue
+    with pytest.raises(ShapeError):
+        random_matrix_singular_values(0, n, samples=1, generator=rng)
 
 
 def test_random_lora_is_reproducible_and_checked():

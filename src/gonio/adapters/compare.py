@@ -7,22 +7,25 @@ uniformly random subspaces. No k exceeds the update's numerical rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from gonio.adapters.adapter import Adapter
 from gonio.adapters.base import BaseWeights, WeightSource
-from gonio.adapters.folder import Adapter
 from gonio.adapters.gain import column_gain_residual, row_gain_residual
 from gonio.adapters.measure import numerical_rank_of
 from gonio.adapters.update import LoraUpdate
 from gonio.errors import AdapterError, GonioError, SettingError
+from gonio.linalg.certificate import TopSubspaces
+from gonio.linalg.certified import certified_subspaces
 from gonio.linalg.chance import expected_overlap, overlap_z_score
-from gonio.linalg.spectrum import stable_rank
-from gonio.linalg.subspaces import subspace_overlap, top_singular_subspaces
+from gonio.linalg.spectrum import frobenius_norm, stable_rank
+from gonio.linalg.subspaces import subspace_overlap
 
 __all__ = ["DEFAULT_KS", "BaseComparison", "check_ks", "compare_with_base", "overlap_columns"]
 
@@ -36,10 +39,15 @@ class BaseComparison:
     Attributes:
         overlaps: One row per module, side and k: ``module, layer, projection, side`` (``left``
             or ``right``)``, dimension`` (n of the null)``, k, k_from`` (``fixed`` or
-            ``stable_rank``)``, overlap, chance, overlap_ratio, z_score, update_gap, base_gap``.
-            A gap is ``1 - sigma_{k+1} / sigma_k``: near 0 the top-k subspace is arbitrary.
+            ``stable_rank``)``, overlap, chance, overlap_ratio, z_score, update_gap, base_gap,
+            certified, certificate, base_sine_bound``. A gap is ``1 - sigma_{k+1} / sigma_k`` (of
+            the base, a lower bound of it): near 0 the top-k subspace is arbitrary. The overlap
+            differs from that with the exact top-k subspace of the base by at most
+            ``base_sine_bound``; ``certified`` says that this is at most 1e-3 and k in a gap of
+            the base, ``certificate`` why not (empty when certified).
         gains: One row per module: residuals of the best column and row gain, each with
-            ``_chance`` and ``_z_score``.
+            ``_chance`` and ``_z_score``, and the norms of the update as shares of the base's,
+            ``relative_frobenius_norm`` and ``relative_spectral_norm``.
         left_out: ``(module, why)`` for updates that are zero, and for every k above the
             numerical rank of an update.
     """
@@ -82,13 +90,12 @@ def compare_with_base(
     gains: list[dict[str, object]] = []
     left_out: list[tuple[str, str]] = []
     for done, update in enumerate(adapter.updates.values(), start=1):
-        weight = base.get(update).double()
+        weight = base.get(update)
         if not bool(torch.isfinite(weight).all()):
             raise AdapterError(f"the base weight of {update.module} holds NaN or infinite entries")
         rows, reasons = _module_rows(update, weight, ks)
-        if rows:
-            gains.append(_gain_row(update, weight))
-        overlaps += rows
+        overlaps += rows.overlaps
+        gains += rows.gains
         left_out += [(update.module, reason) for reason in reasons]
         if progress:
             progress(update.module, done, len(adapter.updates))
@@ -128,31 +135,36 @@ def overlap_columns(basis_u: Tensor, basis_v: Tensor) -> dict[str, float]:
     }
 
 
-def _module_rows(
-    update: LoraUpdate, weight: Tensor, ks: Sequence[int]
-) -> tuple[list[dict[str, object]], list[str]]:
-    """Overlap rows of one module, and why a k or the whole module is left out."""
+class _Rows(NamedTuple):
+    overlaps: list[dict[str, object]]
+    gains: list[dict[str, object]]
+
+
+def _module_rows(update: LoraUpdate, weight: Tensor, ks: Sequence[int]) -> tuple[_Rows, list[str]]:
+    """Rows of one module, and why a k or the whole module is left out."""
     left, sigma, right = update.svd()
     rank = numerical_rank_of(update, sigma)
     if rank == 0:
-        return [], ["zero update"]
+        return _Rows([], []), ["zero update"]
     chosen = [(k, "fixed") for k in ks if k <= rank]
     chosen.append((min(rank, round(float(stable_rank(sigma)))), "stable_rank"))
     reasons = [f"k = {k} exceeds the update's numerical rank {rank}" for k in ks if k > rank]
-    return _overlap_rows(update, (left, sigma, right.mT), weight, chosen), reasons
+    base = _base_subspaces(update, weight, [k for k, _ in chosen])
+    overlaps = _overlap_rows(update, (left, sigma, right.mT), base, chosen)
+    return _Rows(overlaps, [_gain_row(update, weight, sigma, base)]), reasons
 
 
 def _overlap_rows(
     update: LoraUpdate,
     factors: tuple[Tensor, Tensor, Tensor],
-    weight: Tensor,
+    base: Mapping[int, TopSubspaces],
     chosen: Sequence[tuple[int, str]],
 ) -> list[dict[str, object]]:
     left, sigma, right = factors
-    base_left, base_sigma, base_right = _base_subspaces(update, weight, max(k for k, _ in chosen))
     rows: list[dict[str, object]] = []
     for k, source in chosen:
-        for side, mine, theirs in (("left", left, base_left), ("right", right, base_right)):
+        found = base[k]
+        for side, mine, theirs in (("left", left, found.u), ("right", right, found.v)):
             rows.append(
                 {
                     "module": update.module,
@@ -162,26 +174,25 @@ def _overlap_rows(
                     "dimension": mine.shape[0],
                     "k": k,
                     "k_from": source,
-                    **overlap_columns(mine[:, :k], theirs[:, :k]),
+                    **overlap_columns(mine[:, :k], theirs),
                     "update_gap": _gap(sigma, k),
-                    "base_gap": _gap(base_sigma, k),
+                    "base_gap": max(0.0, found.gap),
+                    "certified": found.certified,
+                    "certificate": found.reason,
+                    "base_sine_bound": found.sine_bound,
                 }
             )
     return rows
 
 
-def _base_subspaces(update: LoraUpdate, weight: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Top k subspaces of the base, with one more singular value for the gap where there is one."""
+def _base_subspaces(
+    update: LoraUpdate, weight: Tensor, ks: Sequence[int]
+) -> dict[int, TopSubspaces]:
     try:
-        if k < min(weight.shape):
-            try:
-                return top_singular_subspaces(weight, k + 1)
-            except GonioError:
-                pass  # the base's numerical rank may be exactly k
-        return top_singular_subspaces(weight, k)
+        return certified_subspaces(weight, ks)
     except GonioError as error:
         raise AdapterError(
-            f"the base weight of {update.module} has no top {k} directions: {error}"
+            f"the base weight of {update.module} has no top {max(ks)} directions: {error}"
         ) from error
 
 
@@ -190,9 +201,16 @@ def _gap(sigma: Tensor, k: int) -> float:
     return 1.0 - following / float(sigma[k - 1])
 
 
-def _gain_row(update: LoraUpdate, weight: Tensor) -> dict[str, object]:
+def _gain_row(
+    update: LoraUpdate, weight: Tensor, sigma: Tensor, base: Mapping[int, TopSubspaces]
+) -> dict[str, object]:
+    """Gain residuals and relative norms of one module.
+
+    The base's spectral norm is a Ritz value, below the true one by no more than the residual.
+    """
     column = column_gain_residual(update.lora_b, update.lora_a, weight, update.scaling)
     row = row_gain_residual(update.lora_b, update.lora_a, weight, update.scaling)
+    base_norm = float(torch.linalg.vector_norm(weight, dtype=torch.float64))
     return {
         "module": update.module,
         "layer": update.layer,
@@ -203,6 +221,8 @@ def _gain_row(update: LoraUpdate, weight: Tensor) -> dict[str, object]:
         "row_gain_residual": row.residual,
         "row_gain_residual_chance": row.chance,
         "row_gain_residual_z_score": row.z_score,
+        "relative_frobenius_norm": float(frobenius_norm(sigma)) / base_norm,
+        "relative_spectral_norm": float(sigma[0]) / max(float(b.sigma[0]) for b in base.values()),
     }
 
 

@@ -24,10 +24,10 @@ __all__ = ["CONFIG_NAME", "LoraSettings", "read_settings"]
 
 CONFIG_NAME = "adapter_config.json"
 
-# LoRA variants whose merged update is still scaling * B @ A on an untouched base.
-_PLAIN_VARIANTS = frozenset({"velora_config"})
+# LoRA variants whose merged update is scaling * B @ A on an untouched base, and DoRA, which is
+# known once the base is.
+_KNOWN_VARIANTS = frozenset({"velora_config", "use_dora"})
 _VARIANT_TITLES = {
-    "use_dora": "DoRA rescales every row of the merged weight",
     "alora_invocation_tokens": "aLoRA acts on part of the tokens only and is never merged",
     "monteclora_config": "MonteCLoRA samples its weights",
     "use_bdlora": "BD-LoRA factors are block-diagonal",
@@ -60,6 +60,12 @@ class LoraSettings:
         fan_in_fan_out: What the file says; PEFT resets it per layer type, so it is a hint only.
         bias: ``none``, ``all`` or ``lora_only``.
         modules_to_save: Modules stored whole beside the factors.
+        use_dora: Whether a magnitude rescales the rows of the merged weight.
+        lora_bias: Whether the B factors have biases, which are scaled as the update is.
+        token_indices: ``trainable_token_indices``: per embedding, the tokens trained apart; the
+            input embedding, whatever its name, is the empty text.
+        ties_weights: ``ensure_weight_tying``: whether tied layers share what is trained.
+        task_type: PEFT's task, empty for none.
         base_model: What the file calls its base model, empty when unnamed.
         unknown: Settings this version of PEFT does not know and, like here, ignores.
     """
@@ -72,8 +78,17 @@ class LoraSettings:
     fan_in_fan_out: bool = False
     bias: str = "none"
     modules_to_save: tuple[str, ...] = ()
+    use_dora: bool = False
+    lora_bias: bool = False
+    token_indices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ties_weights: bool = False
+    task_type: str = ""
     base_model: str = ""
     unknown: tuple[str, ...] = ()
+
+    def saves_whole(self, module: str) -> bool:
+        """Whether ``modules_to_save`` names a module or one that holds it."""
+        return any(f".{name}." in f".{module}." for name in self.modules_to_save)
 
     def resolve(self, module: str) -> tuple[int, float]:
         """Rank and scaling of one module, patterns matched as PEFT matches them.
@@ -121,6 +136,11 @@ def read_settings(folder: Path) -> LoraSettings:
         fan_in_fan_out=_flag(path, "fan_in_fan_out", config.fan_in_fan_out),
         bias=_bias(path, config.bias),
         modules_to_save=_names(path, "modules_to_save", config.modules_to_save),
+        use_dora=_flag(path, "use_dora", config.use_dora),
+        lora_bias=_flag(path, "lora_bias", config.lora_bias),
+        token_indices=_token_indices(path, config.trainable_token_indices),
+        ties_weights=_flag(path, "ensure_weight_tying", config.ensure_weight_tying),
+        task_type=_text(path, "task_type", config.task_type),
         base_model=_text(path, "base_model_name_or_path", config.base_model_name_or_path),
         unknown=unknown,
     )
@@ -166,7 +186,7 @@ def _is_filled(value: object) -> bool:
 
 def _refuse_variants(path: Path, config: Any) -> None:
     for option in dataclasses.fields(config):
-        is_variant = option.metadata.get("is_lora_variant") and option.name not in _PLAIN_VARIANTS
+        is_variant = option.metadata.get("is_lora_variant") and option.name not in _KNOWN_VARIANTS
         if (is_variant or option.name in _SWITCHES) and getattr(config, option.name):
             titles = _VARIANT_TITLES | _SWITCHES
             reason = titles.get(option.name, "a LoRA variant whose update is not known here")
@@ -230,6 +250,20 @@ def _names(path: Path, name: str, value: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(item, str) for item in names):
         raise _refused(path, f"{name} is {shown(value)}, expected a list of names")
     return tuple(names)
+
+
+def _token_indices(path: Path, value: object) -> Mapping[str, tuple[int, ...]]:
+    """Tokens per embedding; PEFT reads a bare list as those of the input embedding."""
+    tokens = {} if value is None else {"": value} if isinstance(value, list) else value
+    is_valid = isinstance(tokens, dict) and all(
+        isinstance(ids, list) and all(type(index) is int for index in ids)
+        for ids in tokens.values()
+    )
+    if not is_valid:
+        expected = "expected lists of token numbers"
+        raise _refused(path, f"trainable_token_indices is {shown(value)}, {expected}")
+    assert isinstance(tokens, dict)
+    return MappingProxyType({name: tuple(ids) for name, ids in tokens.items()})
 
 
 def _bias(path: Path, value: object) -> str:

@@ -2,95 +2,128 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
+from gonio.adapters.adapter import Adapter, UnusedKey
+from gonio.adapters.base import BaseWeights, WeightSource
 from gonio.adapters.config import CONFIG_NAME, LoraSettings, read_settings
+from gonio.adapters.dora import dora_update, magnitude_length
+from gonio.adapters.factors import check_values, read_magnitude, read_update
+from gonio.adapters.keys import PREFIX, ModuleKeys, sort_keys
 from gonio.adapters.refusal import one_line
-from gonio.adapters.update import LoraUpdate, split_module_name
+from gonio.adapters.stored import (
+    WEIGHTS_NAME,
+    LazyTensors,
+    StoredTensors,
+    broken,
+    natural_order,
+    read_tensor,
+)
+from gonio.adapters.update import LoraUpdate
+from gonio.adapters.whole import whole_change
 from gonio.errors import AdapterError
 
 __all__ = ["WEIGHTS_NAME", "Adapter", "UnusedKey", "load_adapter"]
 
-WEIGHTS_NAME = "adapter_model.safetensors"
-
-_READ_ERRORS = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError)
-_PREFIX = "base_model.model."
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_NAMED_FACTOR = re.compile(r".+\.lora_[AB]\.[^.]+\.weight")
-_MAX_NORM = math.sqrt(torch.finfo(torch.float64).max)  # above it, energies leave float64
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class UnusedKey(NamedTuple):
-    """A tensor of the file that is not part of any update, and why."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """A LoRA adapter as stored: settings and one factored update per module.
-
-    Attributes:
-        path: The folder.
-        settings: The checked configuration.
-        updates: Module name -> update, in layer order.
-        unused: Every tensor of the file that is in no update, with the reason.
-    """
-
-    path: Path
-    settings: LoraSettings
-    updates: Mapping[str, LoraUpdate] = field(repr=False)
-    unused: tuple[UnusedKey, ...] = ()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files the adapter was read from."""
-        return self.path / CONFIG_NAME, self.path / WEIGHTS_NAME
-
-
-def load_adapter(path: str | Path) -> Adapter:
-    """Read a PEFT LoRA folder into factored updates.
+def load_adapter(path: str | Path, base: WeightSource | None = None) -> Adapter:
+    """Read a PEFT LoRA or DoRA folder into one update per module.
 
     Rank, alpha, rsLoRA and the rank and alpha patterns are resolved as PEFT resolves them, so
     each update is what ``PeftModel.merge_and_unload`` would add. Pickled weights are never
-    opened. Tensors that are not LoRA factors of a matrix are listed in ``Adapter.unused``.
+    opened. Tensors that are in no update are listed in ``Adapter.unused``.
 
     Args:
         path: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        base: The base model's weights, for example a :class:`gonio.models.WeightReader`. DoRA
+            needs them; matrices saved whole (modules_to_save) become updates with them. They are
+            read again whenever such an update is used, so they must stay open.
 
     Returns:
         The adapter; at least one update, every factor finite.
 
     Raises:
         AdapterError: The folder, its configuration or its weights are missing, broken, of
-            another PEFT type or a variant that is not ``scaling * B @ A``, or the factors do
-            not fit each other or the configuration.
+            another PEFT type or a variant that is not known here, the factors do not fit each
+            other, the configuration or the base, or DoRA comes without the base.
 
-    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; rsLoRA: arXiv:2312.03732.
+    Source: Hu et al. 2021 (arXiv:2106.09685), section 4.1; rsLoRA: arXiv:2312.03732; DoRA:
+    arXiv:2402.09353.
     """
     folder = _folder(path)
     _require_files(folder)
     settings = read_settings(folder)
-    with _open_weights(folder) as tensors:
-        pairs, unused = _sort_keys(folder, tensors, settings)
-        updates = [_read_update(folder, tensors, module, settings) for module in pairs]
+    if settings.use_dora and base is None:
+        raise AdapterError(
+            f"cannot read the adapter without its base model: {folder}\n"
+            f"  {CONFIG_NAME}: use_dora is set: DoRA rescales every row of the merged weight\n"
+            "Give the model the adapter was trained on with --base MODEL."
+        )
+    weights = None
+    if base is not None:
+        weights = BaseWeights(base, fan_in_fan_out=settings.fan_in_fan_out)
+    with StoredTensors(folder) as tensors:
+        modules, listed = sort_keys(tensors, settings)
+        unused = list(listed)
+        updates = [_update(tensors, keys, settings, weights) for keys in modules]
+        if weights is not None:
+            saved, unused = _saved_whole(tensors, unused, settings, weights)
+            updates = sorted(updates + saved, key=lambda u: (natural_order(u.module), u.module))
     if not updates:
         found = "no tensors" if not unused else f"{len(unused)} tensors, none of them a factor pair"
         first = [f"{unused[0].key}: {unused[0].reason}"] if unused else []
-        raise _broken(folder, [f"holds {found}", *first])
-    return Adapter(folder, settings, {update.module: update for update in updates}, unused)
+        raise broken(folder, [f"holds {found}", *first])
+    return Adapter(
+        folder,
+        settings,
+        {update.module: update for update in updates},
+        tuple(unused),
+        "dora" if settings.use_dora else "lora",
+        beside=LazyTensors({key: partial(read_tensor, folder, key) for key, _ in unused}),
+    )
+
+
+def _update(
+    tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings, base: BaseWeights | None
+) -> LoraUpdate:
+    update = read_update(tensors, keys, settings)
+    if keys.magnitude is None or base is None:
+        return update
+    magnitude = read_magnitude(tensors, keys.magnitude, magnitude_length(update))
+    return dora_update(update, magnitude, base)
+
+
+def _saved_whole(
+    tensors: StoredTensors,
+    unused: Sequence[UnusedKey],
+    settings: LoraSettings,
+    base: BaseWeights,
+) -> tuple[list[LoraUpdate], list[UnusedKey]]:
+    """The changes of the matrices that are saved whole, and the keys that still are in none."""
+    updates: list[LoraUpdate] = []
+    rest = []
+    for key, reason in unused:
+        module, _, parameter = key.removeprefix(PREFIX).rpartition(".")
+        shape = tensors.shape(key)
+        is_matrix = parameter == "weight" and len(shape) > 1 and key.startswith(PREFIX)
+        if not is_matrix or not settings.saves_whole(module):
+            rest.append(UnusedKey(key, reason))
+            continue
+        check_values(tensors, key, tensors.get(key))
+        found = base.find(module)
+        if found is None:
+            rest.append(UnusedKey(key, f"{reason}; the base has no such weight"))
+        elif base.stored_shape(found) != shape:
+            other = base.stored_shape(found)
+            rest.append(UnusedKey(key, f"{reason}; its shape is {shape}, the base's is {other}"))
+        else:
+            read = partial(read_tensor, tensors.folder, key)
+            updates.append(whole_change(module, read, base, found))
+    return updates, rest
 
 
 def _folder(path: str | Path) -> Path:
@@ -105,49 +138,6 @@ def _folder(path: str | Path) -> Path:
             f"not a loadable LoRA adapter folder: {path}\n  cannot be looked at: {reason}"
         ) from error
     return folder
-
-
-class _Tensors:
-    """The tensors of one safetensors file; library errors become ours."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            self._file = safe_open(str(folder / WEIGHTS_NAME), framework="pt", device="cpu")
-            self.keys = tuple(sorted(self._file.keys(), key=lambda key: (_natural(key), key)))
-        except (SafetensorError, OSError) as error:
-            raise self._unreadable(error) from error
-
-    def __enter__(self) -> _Tensors:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        del self._file
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        try:
-            return tuple(self._file.get_slice(key).get_shape())
-        except _READ_ERRORS as error:
-            raise self._unreadable(error) from error
-
-    def get(self, key: str) -> Tensor:
-        try:
-            tensor = self._file.get_tensor(key)
-        except _READ_ERRORS as error:
-            raise self._unreadable(error) from error
-        assert isinstance(tensor, Tensor)
-        return tensor
-
-    def _unreadable(self, error: Exception) -> AdapterError:
-        return _broken(
-            self._folder,
-            [f"{type(error).__name__}: {error}"],
-            "The file is broken or incomplete; copy, download or save it again.",
-        )
-
-
-def _open_weights(folder: Path) -> _Tensors:
-    return _Tensors(folder)
 
 
 def _require_files(folder: Path) -> None:
@@ -189,129 +179,3 @@ def _describe_settings(folder: Path) -> str:
         return f"found (peft_type LORA, r {read_settings(folder).rank})"
     except AdapterError:
         return "found, but no LoRA configuration gonio can read"
-
-
-def _sort_keys(
-    folder: Path, tensors: _Tensors, settings: LoraSettings
-) -> tuple[tuple[str, ...], tuple[UnusedKey, ...]]:
-    """Modules with both factors, in layer order, and every other key with its reason."""
-    sides: dict[str, set[str]] = {}
-    unused = []
-    for key in tensors.keys:
-        reason = _unused_reason(folder, key, tensors.shape(key), settings)
-        match = _FACTOR.fullmatch(key.removeprefix(_PREFIX))
-        if reason:
-            unused.append(UnusedKey(key, reason))
-        elif match:
-            sides.setdefault(match["module"], set()).add(match["side"])
-    for module, found in sides.items():
-        if found != {"A", "B"}:
-            (side,) = found
-            lacking = "B" if side == "A" else "A"
-            raise _broken(folder, [f"{module}: lora_{side} without its lora_{lacking}"])
-    return tuple(sides), tuple(unused)
-
-
-def _unused_reason(
-    folder: Path, key: str, shape: tuple[int, ...], settings: LoraSettings
-) -> str | None:
-    """Why a tensor is in no update; None for the factors of a matrix."""
-    if "lora_magnitude_vector" in key or "lora_diag" in key:
-        raise _broken(
-            folder,
-            [f"{key}: a DoRA or KaSA parameter, which the configuration does not mention"],
-            "Only updates that are scaling * B @ A are measured.",
-        )
-    if not key.startswith(_PREFIX):
-        return f"no {_PREFIX} prefix, so PEFT would not load it"
-    if "lora_embedding_" in key:
-        return "LoRA on an embedding is not measured"
-    if _NAMED_FACTOR.fullmatch(key):
-        return "the adapter's name is inside the key, so PEFT would not load it"
-    if _FACTOR.fullmatch(key.removeprefix(_PREFIX)):
-        if len(shape) > 2:
-            return f"factor of shape {shape}: only factors of matrices are measured"
-        nested = ".base_layer.lora_" in key
-        return (
-            "factors nested on one module (target_parameters) are not measured" if nested else None
-        )
-    if key.endswith(".lora_B.bias"):
-        return "bias of lora_B (lora_bias), outside the weight update"
-    if ".lora_" in key:
-        raise _broken(folder, [f"{key}: unknown LoRA parameter"])
-    return _saved_beside(key.removeprefix(_PREFIX), settings)
-
-
-def _saved_beside(name: str, settings: LoraSettings) -> str:
-    module = name.rpartition(".")[0]
-    if any(module == saved or module.endswith(f".{saved}") for saved in settings.modules_to_save):
-        return "saved whole (modules_to_save), outside the weight update"
-    if name.endswith(".bias") and settings.bias != "none":
-        return f"trained bias (bias={settings.bias!r}), outside the weight update"
-    if "trainable_tokens" in name:
-        return "trained token rows, outside the weight update"
-    return "not a LoRA factor: a tensor saved beside them"
-
-
-def _read_update(
-    folder: Path, tensors: _Tensors, module: str, settings: LoraSettings
-) -> LoraUpdate:
-    """Read and check the two factors of one module."""
-    lora_a, lora_b = (tensors.get(f"{_PREFIX}{module}.lora_{side}.weight") for side in "AB")
-    for name, factor in (("lora_A", lora_a), ("lora_B", lora_b)):
-        _check_factor(folder, f"{module}: {name}", factor)
-    rank, scaling = settings.resolve(module)
-    shapes = f"lora_A is {tuple(lora_a.shape)}, lora_B is {tuple(lora_b.shape)}"
-    if lora_a.shape[0] != lora_b.shape[1]:
-        raise _broken(folder, [f"{module}: {shapes}; their ranks differ"])
-    if lora_a.shape[0] != rank:
-        raise _broken(
-            folder,
-            [f"{module}: {shapes}, but {CONFIG_NAME} resolves to rank {rank}"],
-            "r or rank_pattern does not belong to these weights; the scaling would be wrong.",
-        )
-    layer, projection = split_module_name(module)
-    update = LoraUpdate(module, lora_a, lora_b, scaling, layer, projection)
-    if not update.norm_bound() < _MAX_NORM:
-        raise _broken(
-            folder,
-            [f"{module}: the update is too large for float64, its squared norm overflows"],
-            "The training run diverged or the file is damaged; use an earlier checkpoint.",
-        )
-    return update
-
-
-def _check_factor(folder: Path, what: str, factor: Tensor) -> None:
-    if factor.ndim != 2 or factor.numel() == 0:
-        raise _broken(
-            folder,
-            [f"{what} has shape {tuple(factor.shape)}, expected a matrix"],
-            "Sharded training must gather its weights before saving.",
-        )
-    if factor.dtype not in _DTYPES:
-        raise _broken(
-            folder, [f"{what} has dtype {factor.dtype}, expected a float of 16 to 64 bits"]
-        )
-    if not bool(torch.isfinite(factor).all()):
-        bad = int((~torch.isfinite(factor)).sum())
-        raise _broken(
-            folder,
-            [f"{what} holds {bad} NaN or infinite of {factor.numel()} entries"],
-            "The training run diverged; use an earlier checkpoint.",
-        )
-
-
-def _broken(folder: Path, lines: Iterable[str], cure: str = "") -> AdapterError:
-    found = map(one_line, lines)
-    message = "\n  ".join([f"cannot read the adapter: {folder / WEIGHTS_NAME}", *found])
-    return AdapterError(f"{message}\n{cure}" if cure else message)
-
-
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key that puts layer 2 before layer 10."""
-    keys = []
-    for position, part in enumerate(re.split(r"([0-9]+)", name)):
-        is_number = position % 2 == 1
-        text = part.lstrip("0") if is_number else part
-        keys.append((is_number, len(text) if is_number else 0, text))  # longer numbers are larger
-    return keys

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from gonio.errors import ShapeError, ZeroMatrixError
 from gonio.linalg.lowrank import factored_frobenius_norm
+from gonio.linalg.precision import upcast
 
 __all__ = ["GainResidual", "column_gain_residual", "row_gain_residual"]
 
-_BLOCK = 1024  # columns of a Gram matrix held at once
+_BLOCK = 256  # columns of a Gram matrix held at once
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,16 @@ def column_gain_residual(
             f"update of shape {(lora_b.shape[0], lora_a.shape[1])} "
             f"beside a weight of shape {tuple(weight.shape)}"
         )
-    lora_b, lora_a, weight = lora_b.double(), lora_a.double(), weight.double()
+    lora_b, lora_a, weight = lora_b.double(), lora_a.double(), upcast(weight, "weight")
     norm = float(factored_frobenius_norm(lora_b, lora_a, scaling))
     if norm == 0.0:
         raise ZeroMatrixError("the gain residual of a zero update is not defined")
     lora_b = lora_b * (scaling / norm)  # unit Frobenius norm from here on
-    column_norms = weight.norm(dim=0)
-    unit = weight / column_norms.clamp_min(torch.finfo(torch.float64).tiny)
-    inner = ((lora_b.mT @ unit) * lora_a).sum(dim=0)
+    column_norms = torch.linalg.vector_norm(weight, dim=0, dtype=torch.float64)
+    safe_norms = column_norms.clamp_min(torch.finfo(weight.dtype).tiny)
+    inner = ((lora_b.mT @ weight.double()) * lora_a).sum(dim=0) / safe_norms
     residual = min(1.0, max(0.0, 1.0 - float(inner.square().sum())))
+    unit = weight / safe_norms.to(weight.dtype)
     chance, variance = _null_moments(lora_b, lora_a, unit, column_norms > 0)
     z_score = (residual - chance) / math.sqrt(variance) if variance > 0 else math.nan
     return GainResidual(residual, chance, z_score)
@@ -101,21 +103,32 @@ def _null_moments(
     Source: Collins and Sniady 2006 (arXiv:math-ph/0402073), orthogonal Weingarten function.
     """
     rows = lora_b.shape[0]
-    # Half the digits suffice for a standard deviation, and the Gram products dominate the cost.
-    exact = (torch.linalg.qr(lora_b).R @ lora_a)[:, is_nonzero]
-    energy = exact.square().sum(dim=0)
-    core, unit = exact.float(), unit[:, is_nonzero].float()
-    gain_gram = total_gram = cross = 0.0
-    for start in range(0, core.shape[1], _BLOCK):
-        block = slice(start, start + _BLOCK)
-        base = (unit[:, block].mT @ unit).square()
-        update = (core[:, block].mT @ core).square()
-        total_gram += float(update.sum(dtype=torch.float64))
-        cross += float((base * update).sum(dtype=torch.float64))
-        gain_gram += float(energy[block] @ (base.double() @ energy))
+    core = torch.linalg.qr(lora_b).R @ lora_a
+    if not bool(is_nonzero.all()):
+        core, unit = core[:, is_nonzero], unit[:, is_nonzero]
+    energy = core.square().sum(dim=0)
     kept = float(energy.sum())
     mean = kept / rows
     if rows < 2:
         return 1.0 - mean, 0.0
+    total_gram = float((core @ core.mT).square().sum())  # of the small side: the sum is the same
+    gain_gram, cross = _gram_sums(unit.float(), core.float(), energy.float())
     second = (rows + 1) * (kept**2 + 2 * cross) - 2 * (total_gram + gain_gram + cross)
     return 1.0 - mean, second / (rows * (rows - 1) * (rows + 2)) - mean**2
+
+
+def _gram_sums(unit: Tensor, core: Tensor, energy: Tensor) -> tuple[float, float]:
+    """R and X of :func:`_null_moments`, from the upper triangle in blocks of rows.
+
+    In float32: half the digits suffice for a standard deviation, and these products dominate.
+    """
+    gain_gram = cross = 0.0
+    for start in range(0, core.shape[1], _BLOCK):
+        block = slice(start, start + _BLOCK)
+        base = (unit[:, block].mT @ unit[:, start:]).square_()
+        update = (core[:, block].mT @ core[:, start:]).square_()
+        twice = torch.full_like(energy[start:], 2.0)  # entries right of the block stand for two
+        twice[:_BLOCK] = 1.0
+        gain_gram += float((energy[block] @ base).double() @ (energy[start:] * twice).double())
+        cross += float(base.mul_(update).sum(dim=0).double() @ twice.double())
+    return gain_gram, cross

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
 
-from gonio.adapters.folder import Adapter
+from gonio.adapters.adapter import Adapter
+from gonio.adapters.batches import spectra_of
 from gonio.adapters.update import LoraUpdate
 from gonio.errors import AdapterError
-from gonio.linalg.chance import random_lora_singular_values
+from gonio.linalg.chance import random_lora_singular_values, random_matrix_singular_values
+from gonio.linalg.lowrank import FactoredSpectrum
 from gonio.linalg.spectrum import (
     effective_rank,
     energy_rank,
@@ -22,10 +25,19 @@ from gonio.linalg.spectrum import (
     stable_rank,
 )
 
-__all__ = ["NULL_SAMPLES", "RandomLora", "numerical_rank_of", "random_lora", "spectrum_table"]
+__all__ = [
+    "NULL_SAMPLES",
+    "RandomLora",
+    "numerical_rank_of",
+    "random_lora",
+    "singular_value_table",
+    "spectrum_table",
+]
 
 NULL_SAMPLES = 500
 _MISSING = math.nan
+_FEWEST_DENSE = 40
+_DENSE_WORK = 40_000_000  # squared sides: about a second of eigenvalues
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,9 @@ def spectrum_table(
 ) -> pd.DataFrame:
     """Singular-value summary of every update, one row per module.
 
-    The product ``B @ A`` is never formed: singular values come from the rank-by-rank core, in
-    float64. A zero update has norm and numerical rank 0 and its ratios are NaN.
+    The product ``B @ A`` is never formed: singular values come from rank-by-rank cores, in
+    float64, a batch for every shape. A zero update has norm and numerical rank 0 and its ratios
+    are NaN.
 
     Args:
         adapter: A loaded adapter.
@@ -70,9 +83,11 @@ def spectrum_table(
     Returns:
         Columns ``module, layer`` (nullable integer)``, projection, out_features, in_features,
         rank, scaling, frobenius_norm, spectral_norm, stable_rank, effective_rank,
-        numerical_rank, k90, k99`` and the chance columns ``random_lora_stable_rank`` with
+        numerical_rank, k90, k99, error_bound`` (largest absolute error of a singular value, in
+        the unit of the update) and the chance columns ``random_lora_stable_rank`` with
         ``_low`` and ``_high`` (95% of the null), ``random_lora_effective_rank``,
-        ``random_lora_k90``, ``random_lora_k99``.
+        ``random_lora_k90``, ``random_lora_k99``; for a dense update these are of a Gaussian
+        matrix of its shape.
 
     Raises:
         AdapterError: Every update is zero, so that there is nothing to measure.
@@ -80,22 +95,62 @@ def spectrum_table(
     Source: Rudelson and Vershynin 2007 (stable rank); Roy and Vetterli 2007 (effective rank).
     Theorem: ``stableRank_le_rank``.
     """
+    updates = list(adapter.updates.values())
     nulls: dict[tuple[int, int, int], RandomLora] = {}
-    rows = []
-    for done, update in enumerate(adapter.updates.values(), start=1):
-        key = (update.out_features, update.in_features, update.rank)
+    rows: dict[int, dict[str, object]] = {}
+    for done, (i, spectrum) in enumerate(spectra_of(updates), start=1):
+        smaller, larger = sorted(updates[i].shape)  # the law is that of the transposed product
+        rank = 0 if updates[i].kind == "dense" else updates[i].rank
+        key = (larger, smaller, rank)
         if key not in nulls:
-            nulls[key] = random_lora(*key, samples=samples, seed=seed)
-        rows.append(_row(update, nulls[key]))
+            null = random_lora if rank else _random_dense
+            nulls[key] = null(larger, smaller, rank, samples=samples, seed=seed)
+        rows[i] = _row(updates[i], spectrum, nulls[key])
         if progress:
-            progress(update.module, done, len(adapter.updates))
-    table = pd.DataFrame(rows).astype({"layer": "Int64"})
-    if not bool((table["spectral_norm"] > 0).any()):
-        raise AdapterError(
-            f"nothing to measure: all {len(table)} updates of {adapter.path} are zero\n"
-            "  LoRA starts at zero; this adapter was saved before its first training step."
-        )
+            progress(updates[i].module, done, len(updates))
+    table = pd.DataFrame([rows[i] for i in range(len(updates))]).astype({"layer": "Int64"})
+    _require_energy(adapter, table["spectral_norm"].tolist())
     return table
+
+
+def singular_value_table(adapter: Adapter) -> pd.DataFrame:
+    """Every singular value of every update with its error bound, one row per value.
+
+    Args:
+        adapter: A loaded adapter.
+
+    Returns:
+        Columns ``module, layer`` (nullable integer)``, projection, index`` (from 1)``, sigma,
+        error_bound`` (absolute; both in the unit of the update)``, energy_share`` (the squared
+        value over the sum of squares) and ``cumulative_energy`` (of this and all larger values,
+        in (0, 1]). A zero update has zeros and its shares are NaN.
+
+    Raises:
+        AdapterError: Every update is zero, so that there is nothing to measure.
+    """
+    updates = list(adapter.updates.values())
+    parts: dict[int, pd.DataFrame] = {}
+    largest = []
+    for i, spectrum in spectra_of(updates):
+        sigma = _resolved(updates[i], spectrum).numpy()
+        largest.append(float(sigma[0]))
+        with np.errstate(invalid="ignore"):
+            energies = (sigma / sigma[0]) ** 2
+            shares = energies / energies.sum()
+        parts[i] = pd.DataFrame(
+            {
+                "module": updates[i].module,
+                "layer": updates[i].layer,
+                "projection": updates[i].projection,
+                "index": np.arange(1, len(sigma) + 1),
+                "sigma": sigma,
+                "error_bound": spectrum.error.numpy(),
+                "energy_share": shares,
+                "cumulative_energy": shares.cumsum().clip(max=1.0),
+            }
+        ).astype({"layer": "Int64"})
+    _require_energy(adapter, largest)
+    return pd.concat([parts[i] for i in range(len(updates))], ignore_index=True)
 
 
 def random_lora(
@@ -113,9 +168,26 @@ def random_lora(
         seed: Seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)
-    sigma = random_lora_singular_values(
-        out_features, in_features, rank, samples=samples, generator=generator
+    return _summary(
+        random_lora_singular_values(
+            out_features, in_features, rank, samples=samples, generator=generator
+        )
     )
+
+
+def _random_dense(
+    out_features: int, in_features: int, _: int, *, samples: int, seed: int
+) -> RandomLora:
+    """The same of a Gaussian matrix; large ones vary so little that fewer are drawn."""
+    count = min(samples, max(_FEWEST_DENSE, _DENSE_WORK // min(out_features, in_features) ** 2))
+    generator = torch.Generator().manual_seed(seed)
+    return _summary(
+        random_matrix_singular_values(out_features, in_features, samples=count, generator=generator)
+    )
+
+
+def _summary(sigma: torch.Tensor) -> RandomLora:
+    """Means and quantiles over samples ``(samples, q)``."""
     stable = stable_rank(sigma).double()
     low, high = torch.quantile(stable, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return RandomLora(
@@ -128,22 +200,44 @@ def random_lora(
     )
 
 
-def numerical_rank_of(update: LoraUpdate, sigma: torch.Tensor) -> int:
+def numerical_rank_of(
+    update: LoraUpdate, sigma: torch.Tensor, error: torch.Tensor | None = None
+) -> int:
     """Singular values above float32 noise, ``max(m, n) * eps32 * sigma_1``; 0 for a zero update.
 
     float32 whatever the factors are stored in: smaller directions are lost when the update is
-    added to a weight in the precision models are merged in. Values below
-    :meth:`LoraUpdate.noise_floor` never count, so that factors whose product cancels have rank 0.
+    added to a weight in the precision models are merged in. Values within their error of zero
+    never count, so that factors whose product cancels have rank 0.
+
+    Args:
+        update: The update.
+        sigma: Its singular values.
+        error: Bound on the error of each; :meth:`LoraUpdate.noise_floor` when omitted.
     """
     relative = int(numerical_rank(sigma, update.shape, dtype=torch.float32))
-    return min(relative, int((sigma > update.noise_floor()).sum()))
+    floor = update.noise_floor() if error is None else error
+    return min(relative, int((sigma > floor).sum()))
 
 
-def _row(update: LoraUpdate, null: RandomLora) -> dict[str, object]:
-    sigma = update.singular_values()
-    rank = numerical_rank_of(update, sigma)
+def _resolved(update: LoraUpdate, spectrum: FactoredSpectrum) -> torch.Tensor:
+    """The singular values, or zeros where rounding explains all of them."""
+    is_zero = numerical_rank_of(update, spectrum.sigma, spectrum.error) == 0
+    return torch.zeros_like(spectrum.sigma) if is_zero else spectrum.sigma
+
+
+def _require_energy(adapter: Adapter, largest: Sequence[float]) -> None:
+    """Refuse an adapter whose updates are all zero."""
+    if not any(value > 0 for value in largest):
+        raise AdapterError(
+            f"nothing to measure: all {len(largest)} updates of {adapter.path} are zero\n"
+            "  LoRA starts at zero; this adapter was saved before its first training step."
+        )
+
+
+def _row(update: LoraUpdate, spectrum: FactoredSpectrum, null: RandomLora) -> dict[str, object]:
+    rank = numerical_rank_of(update, spectrum.sigma, spectrum.error)
     is_zero = rank == 0
-    sigma = torch.zeros_like(sigma) if is_zero else sigma
+    sigma = torch.zeros_like(spectrum.sigma) if is_zero else spectrum.sigma
     return {
         "module": update.module,
         "layer": update.layer,
@@ -159,6 +253,7 @@ def _row(update: LoraUpdate, null: RandomLora) -> dict[str, object]:
         "numerical_rank": rank,
         "k90": _MISSING if is_zero else float(energy_rank(sigma, 0.9)),
         "k99": _MISSING if is_zero else float(energy_rank(sigma, 0.99)),
+        "error_bound": float(spectrum.error.max()),
         "random_lora_stable_rank": null.stable_rank,
         "random_lora_stable_rank_low": null.stable_rank_low,
         "random_lora_stable_rank_high": null.stable_rank_high,

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 
-from gonio.adapters.folder import Adapter
-from gonio.adapters.update import LoraUpdate
+from gonio.adapters.adapter import Adapter
+from gonio.adapters.update import LoraUpdate, with_factors
 from gonio.errors import AdapterError, SettingError
 
 __all__ = ["merge"]
@@ -27,8 +27,9 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -
         weights: One finite number per adapter; 1 for each unless given.
 
     Returns:
-        One update per module that any adapter changes, with scaling 1, of rank at most the sum
-        of the adapters' ranks; :func:`gonio.adapters.resize.resize` makes it smaller.
+        One update per module that any adapter changes, of rank the sum of the adapters' ranks;
+        :func:`gonio.adapters.resize.resize` makes it smaller. Weights and scalings are folded
+        into float64 factors; where all are equal they are the scaling, and the factors as stored.
 
     Raises:
         SettingError: The numbers of adapters and weights differ, or a weight is not finite.
@@ -56,6 +57,11 @@ def _sum(module: str, terms: Sequence[tuple[float, LoraUpdate, Adapter]]) -> Lor
                 f"cannot merge {owner.path} and {adapter.path}: {module} has shape {first.shape} "
                 f"in one and {update.shape} in the other\nThey were trained on different bases."
             )
-    lora_b = torch.cat([w * u.scaling * u.lora_b.double() for w, u, _ in terms], dim=1)
-    lora_a = torch.cat([u.lora_a.double() for _, u, _ in terms], dim=0)
-    return replace(first, lora_b=lora_b, lora_a=lora_a, scaling=1.0)
+    factors = [weight * update.scaling for weight, update, _ in terms]
+    lora_b = torch.cat([update.lora_b for _, update, _ in terms], dim=1)
+    lora_a = torch.cat([update.lora_a for _, update, _ in terms], dim=0)
+    if len(set(factors)) == 1:
+        return replace(with_factors(first, lora_b, lora_a), scaling=factors[0])
+    ranks = torch.tensor([update.rank for _, update, _ in terms])
+    columns = torch.tensor(factors, dtype=torch.float64).repeat_interleave(ranks)
+    return with_factors(first, lora_b.double() * columns.to(lora_b.device), lora_a.double())

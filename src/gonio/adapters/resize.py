@@ -10,19 +10,22 @@ Theorem: ``residual_topk_eckart_young``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from gonio.adapters.adapter import Adapter
 from gonio.adapters.allocation import allocate_parameters, ranks_for_energy
-from gonio.adapters.folder import Adapter
+from gonio.adapters.batches import spectra_of, truncations_of
+from gonio.adapters.dense import DenseUpdate
 from gonio.adapters.update import LoraUpdate
 from gonio.errors import SettingError
-from gonio.linalg.lowrank import factored_frobenius_norm, factored_svd
+from gonio.linalg.lowrank import factored_frobenius_norm
 
-__all__ = ["Resized", "difference_norm", "resize", "truncate"]
+__all__ = ["Resized", "difference_norm", "resize", "stored_parameters", "truncate"]
 
 
 @dataclass(frozen=True)
@@ -72,29 +75,32 @@ def resize(
     if len(given) != 1:
         raise SettingError(f"give exactly one of rank, energy and parameters, found {given}")
     updates = tuple(adapter.updates.values()) if isinstance(adapter, Adapter) else tuple(adapter)
-    factors = [update.svd() for update in updates]
-    spectra = [sigma.numpy() for _, sigma, _ in factors]
     if rank is not None:
         if rank < 1:
             raise SettingError(f"rank must be at least 1, found {rank}")
-        ranks = [min(rank, len(sigma)) for sigma in spectra]
-    elif energy is not None:
-        ranks = ranks_for_energy(spectra, energy)
+        ranks = [min(rank, update.rank, *update.shape) for update in updates]
     else:
-        assert parameters is not None
-        ranks = allocate_parameters(spectra, [sum(update.shape) for update in updates], parameters)
-    rows, kept = [], []
-    for update, parts, k in zip(updates, factors, ranks, strict=True):
-        rows.append(_row(update, parts[1], k))
-        if k > 0:
-            kept.append(_keep(update, parts, k))
-    return Resized(tuple(kept), pd.DataFrame(rows))
+        spectra = _spectra(updates)
+        if energy is not None:
+            ranks = ranks_for_energy(spectra, energy)
+        else:
+            assert parameters is not None
+            costs = [sum(update.shape) for update in updates]
+            ranks = allocate_parameters(spectra, costs, parameters)
+    kept: dict[int, LoraUpdate] = {}
+    rows: dict[int, dict[str, object]] = {}
+    for i, truncated, spectrum in truncations_of(updates, ranks):
+        rows[i] = _row(updates[i], spectrum.sigma.numpy(), ranks[i])
+        if ranks[i] > 0:
+            kept[i] = truncated
+    table = pd.DataFrame([rows[i] for i in sorted(rows)])
+    return Resized(tuple(kept[i] for i in sorted(kept)), table)
 
 
 def truncate(update: LoraUpdate, rank: int) -> LoraUpdate:
     """The best approximation of an update of at most ``rank``, with scaling 1."""
-    factors = factored_svd(update.lora_b, update.lora_a, update.scaling)
-    return _keep(update, factors, min(rank, factors[1].shape[0]))
+    ((_, truncated, _),) = truncations_of([update], [rank])
+    return truncated
 
 
 def difference_norm(first: LoraUpdate, second: LoraUpdate | None) -> float:
@@ -104,6 +110,11 @@ def difference_norm(first: LoraUpdate, second: LoraUpdate | None) -> float:
         first: An update.
         second: Another of the same shape; None for no update at all.
     """
+    if isinstance(first, DenseUpdate):
+        if second is None:
+            return first.frobenius_norm
+        product = second.lora_b.double() @ second.lora_a.double()
+        return float(torch.linalg.vector_norm(first.matrix() - second.scaling * product))
     if second is None:
         return float(factored_frobenius_norm(first.lora_b, first.lora_a, first.scaling))
     lora_b = torch.cat(
@@ -113,23 +124,26 @@ def difference_norm(first: LoraUpdate, second: LoraUpdate | None) -> float:
     return float(factored_frobenius_norm(lora_b, lora_a))
 
 
-def _keep(update: LoraUpdate, factors: tuple[Tensor, Tensor, Tensor], k: int) -> LoraUpdate:
-    """The top k directions, the singular values shared evenly between the two factors."""
-    left, sigma, right = factors
-    root = sigma[:k].sqrt()
-    lora_b, lora_a = left[:, :k] * root, root[:, None] * right[:k]
-    return replace(update, lora_b=lora_b, lora_a=lora_a, scaling=1.0)
+def stored_parameters(update: LoraUpdate) -> int:
+    """Numbers an update is stored as: both factors, or the matrix of a dense one."""
+    m, n = update.shape
+    return m * n if isinstance(update, DenseUpdate) else update.rank * (m + n)
 
 
-def _row(update: LoraUpdate, sigma: Tensor, k: int) -> dict[str, object]:
-    squares = sigma.square()
+def _spectra(updates: Sequence[LoraUpdate]) -> list[NDArray[np.float64]]:
+    found = {i: spectrum.sigma.numpy() for i, spectrum in spectra_of(updates)}
+    return [found[i] for i in range(len(updates))]
+
+
+def _row(update: LoraUpdate, sigma: NDArray[np.float64], k: int) -> dict[str, object]:
+    squares = sigma**2
     return {
         "module": update.module,
         "layer": update.layer,
         "projection": update.projection,
         "rank_before": update.rank,
         "rank_after": k,
-        "parameters_before": update.rank * sum(update.shape),
+        "parameters_before": stored_parameters(update),
         "parameters_after": k * sum(update.shape),
         "energy": float(squares.sum()),
         "discarded_energy": float(squares[k:].sum()),

@@ -1,25 +1,32 @@
-"""One LoRA update, kept as its two factors."""
+"""One LoRA update of a matrix, an embedding or a convolution, kept as its two factors."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gonio.errors import ShapeError
 from gonio.linalg.lowrank import factored_singular_values, factored_svd
 
-__all__ = ["LoraUpdate", "split_module_name"]
+__all__ = ["LoraUpdate", "ModuleKind", "UpdateKind", "split_module_name", "with_factors"]
+
+ModuleKind = Literal["linear", "embedding", "convolution"]
+UpdateKind = ModuleKind | Literal["dense"]
 
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, eq=False)
 class LoraUpdate:
-    """The change ``scaling * lora_b @ lora_a`` of one linear layer's weight.
+    """The change ``scaling * lora_b @ lora_a`` of one module's weight.
 
-    The product is never formed: spectra, angles and inner products come from the factors.
+    The product is never formed: spectra, angles and inner products come from the factors. The
+    weight of an embedding is read as (num_embeddings, dim), that of a convolution as
+    (out_channels, in_channels * kernel size).
 
     Attributes:
         module: Name of the changed module in the base model, for example
@@ -30,6 +37,9 @@ class LoraUpdate:
         layer: Index of the transformer layer, None outside the layer stack.
         projection: What the module is within its layer, for example ``self_attn.q_proj``;
             further indices (experts) read ``*``.
+        kind: ``linear``, ``embedding`` or ``convolution``; ``dense`` for a
+            :class:`gonio.adapters.dense.DenseUpdate`, which has no small factors.
+        kernel: Kernel size of a convolution, empty otherwise.
     """
 
     module: str
@@ -38,6 +48,13 @@ class LoraUpdate:
     scaling: float
     layer: int | None
     projection: str
+    kind: UpdateKind = "linear"
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def module_kind(self) -> ModuleKind:
+        """What the module is: ``linear``, ``embedding`` or ``convolution``."""
+        return "linear" if self.kind == "dense" else self.kind
 
     @property
     def rank(self) -> int:
@@ -73,7 +90,7 @@ class LoraUpdate:
         At least the nuclear norm and at most ``|scaling| |B|_F |A|_F``; infinite where float64
         overflows. A direction that is zero in one factor adds nothing, however large the other.
         """
-        columns, rows = _norms(self.lora_b.mT), _norms(self.lora_a)
+        columns, rows = _norms(self.lora_b, 0), _norms(self.lora_a, 1)
         terms = torch.where((columns > 0) & (rows > 0), columns * abs(self.scaling) * rows, 0.0)
         return float(terms.sum())
 
@@ -91,12 +108,43 @@ class LoraUpdate:
         return max(*self.shape, self.rank) * limits.eps * self.norm_bound() + limits.tiny
 
 
-def _norms(rows: Tensor) -> Tensor:
-    """Euclidean norms of rows in float64, safe against overflow of the squares."""
-    rows = rows.double()
-    size = rows.abs().amax(dim=-1, keepdim=True)
-    unit: Tensor = torch.linalg.vector_norm(rows / torch.where(size > 0, size, 1.0), dim=-1)
-    return size.squeeze(-1) * unit
+def with_factors(update: LoraUpdate, lora_b: Tensor, lora_a: Tensor) -> LoraUpdate:
+    """Another update of the same module, ``lora_b @ lora_a`` with scaling 1.
+
+    Args:
+        update: Gives the module and its kind; a dense update becomes a factored one.
+        lora_b: Shape ``(out_features, rank)``.
+        lora_a: Shape ``(rank, in_features)``.
+
+    Raises:
+        ShapeError: The factors do not multiply to the update's shape.
+    """
+    shapes = tuple(lora_b.shape), tuple(lora_a.shape)
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][0]:
+        raise ShapeError(f"{update.module}: factors {shapes[0]} and {shapes[1]} do not multiply")
+    if (shapes[0][0], shapes[1][1]) != update.shape:
+        raise ShapeError(
+            f"{update.module}: factors {shapes[0]} and {shapes[1]} of an update {update.shape}"
+        )
+    return LoraUpdate(
+        module=update.module,
+        lora_a=lora_a,
+        lora_b=lora_b,
+        scaling=1.0,
+        layer=update.layer,
+        projection=update.projection,
+        kind=update.module_kind,
+        kernel=update.kernel,
+    )
+
+
+def _norms(factor: Tensor, dim: int) -> Tensor:
+    """Euclidean norms along ``dim`` in float64, safe against overflow of the squares."""
+    if factor.dtype != torch.float64:
+        return factor.double().square_().sum(dim).sqrt_()  # squares of float32 fit into float64
+    size = factor.abs().amax(dim=dim, keepdim=True)
+    unit: Tensor = torch.linalg.vector_norm(factor / torch.where(size > 0, size, 1.0), dim=dim)
+    return size.squeeze(dim) * unit
 
 
 def split_module_name(module: str) -> tuple[int | None, str]:

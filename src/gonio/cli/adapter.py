@@ -1,17 +1,17 @@
-"""``gonio adapter``: measure adapters and compare them."""
+"""``gonio adapter inspect | compare``: commands that measure adapters."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.adapter_actions import ACTIONS
+from gonio.cli.adapter_views import fleet_view, footnotes, overlap_view, spectrum_view
+from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from gonio.records import Measurement
 
 __all__ = ["adapter"]
@@ -36,31 +36,98 @@ def adapter() -> None:
     """
 
 
+_PLOT = click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw the result into FILE: .html (interactive), .png or .svg.",
+    metavar="FILE",
+)
+
+
 @adapter.command("inspect")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--base", metavar="MODEL", help="Base model; needed for DoRA and for a whole tuned model."
+)
+@click.option(
+    "--fleet", is_flag=True, help="Measure every adapter and checkpoint below the FOLDERS."
+)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), help="Adapters at a time; by CPU count.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Keep a fleet's record here; a second run continues it.",
+)
 @_SEED
+@_PLOT
 @output_options
-def inspect(folder: Path, seed: int, output: Output) -> None:
-    """Spectrum of every LoRA update in FOLDER.
+def inspect(
+    folders: tuple[Path, ...],
+    base: str | None,
+    fleet: bool,
+    engine: Any,
+    workers: int | None,
+    out: Path | None,
+    seed: int,
+    plot: Path | None,
+    output: Output,
+    overwrite: bool,
+) -> None:
+    """Spectrum of every update in FOLDERS: one adapter, a tuned model, or a fleet.
 
     Stable rank, effective rank and the directions that hold 90% and 99% of the energy, beside
     what random factors of the same shapes give. Summaries per projection and layer; --csv and
-    --json give every module.
+    --json give every module. Several FOLDERS, or --fleet, give one table of many adapters, with
+    checkpoints by step and intervals over runs that differ in their seed.
 
     \b
     Example:
       gonio adapter inspect runs/dpo-7
-      gonio adapter inspect runs/dpo-7 --csv > modules.csv
+      gonio adapter inspect runs/dpo-7 --plot spectrum.svg
+      gonio adapter inspect runs --fleet --csv > modules.csv
     """
+    refuse_existing(plot, overwrite)
+    if fleet or len(folders) > 1:
+        if base is not None:
+            raise click.UsageError("--base belongs to a single adapter")
+        _inspect_fleet(folders, engine, workers, out, seed, plot, output)
+        return
+    if engine != "local" or workers is not None or out is not None:
+        raise click.UsageError("--engine, --workers and --out belong to --fleet")
     from gonio.pipelines.adapters import inspect_adapter
 
     with progress_bar("reading the adapter") as progress:
-        found = inspect_adapter(folder, seed=seed, progress=progress)
+        found = inspect_adapter(folders[0], base, seed=seed, progress=progress)
+    _draw(found, plot)
     tables = [
-        ("By projection (means over modules)", _spectrum_view(found.tables["projections"])),
-        ("By layer (means over modules)", _spectrum_view(found.tables["layers"])),
+        ("By projection (means over modules)", spectrum_view(found.tables["projections"])),
+        ("By layer (means over modules)", spectrum_view(found.tables["layers"])),
     ]
-    output.write(found, [*tables, *_footnotes(found)])
+    output.write(found, [*tables, *footnotes(found)])
+
+
+def _inspect_fleet(
+    folders: tuple[Path, ...],
+    engine: Any,
+    workers: int | None,
+    out: Path | None,
+    seed: int,
+    plot: Path | None,
+    output: Output,
+) -> None:
+    from gonio.pipelines.fleet import inspect_fleet
+
+    with progress_bar("reading adapters") as progress:
+        found = inspect_fleet(
+            folders, engine=engine, workers=workers, seed=seed, progress=progress, out=out
+        )
+    _draw(found, plot)
+    output.write(found, [("Adapters", fleet_view(found.tables["adapters"])), *footnotes(found)])
+    if "failed" in found.tables:
+        for row in found.tables["failed"].to_dict(orient="records"):
+            click.echo(f"not measured: {row['adapter']}: {row['reason']}", err=True)
+        click.get_current_context().exit(1)
 
 
 @adapter.command("compare")
@@ -76,220 +143,67 @@ def inspect(folder: Path, seed: int, output: Output) -> None:
     show_default=True,
     help="Number of top directions; may be given several times.",
 )
+@click.option(
+    "--intruders", is_flag=True, help="Count intruder dimensions too (decomposes every weight)."
+)
 @_SEED
+@_PLOT
 @output_options
 def compare(
     first: Path,
     second: Path | None,
     base: str | None,
     ks: tuple[int, ...],
+    intruders: bool,
     seed: int,
+    plot: Path | None,
     output: Output,
+    overwrite: bool,
 ) -> None:
     """Compare the adapter FIRST with the adapter SECOND, or with the model --base.
 
     Overlap of the top directions of the updates (left: outputs, right: inputs) beside the
     overlap of random subspaces. A k above the numerical rank of an update is left out. Beside a
-    base model also the share of each update that no rescaling of its columns or rows explains.
+    base model also the share of each update that no rescaling of its columns or rows explains,
+    norms relative to the base, and whether the base's subspaces are certified.
 
     \b
     Example:
       gonio adapter compare runs/dpo-7 runs/sft-7
       gonio adapter compare runs/dpo-7 --base smollm2-135m -k 1 -k 4
     """
-    from gonio.pipelines.adapters import compare_adapter_with_base, compare_two_adapters
+    from gonio.pipelines.adapter_compare import compare_adapter_with_base, compare_two_adapters
 
     if (second is None) == (base is None):
         raise click.UsageError("give one of SECOND and --base MODEL")
+    if intruders and base is None:
+        raise click.UsageError("--intruders needs --base MODEL")
+    refuse_existing(plot, overwrite)
     with progress_bar("comparing") as progress:
         if second is not None:
             found = compare_two_adapters(first, second, ks, seed=seed, progress=progress)
             adaptive = "numerical rank"
         else:
             assert base is not None
-            found = compare_adapter_with_base(first, base, ks, seed=seed, progress=progress)
+            found = compare_adapter_with_base(
+                first, base, ks, intruders=intruders, seed=seed, progress=progress
+            )
             adaptive = "rounded stable rank"
+    _draw(found, plot)
     title = (
         "By projection: overlap, its ratio to chance, its z-score (means over modules)\n"
         f"k with ~ is the mean of each update's own k, its {adaptive}"
     )
-    view = _overlap_view(found.tables["projections"])
-    output.write(found, [(title, view), *_footnotes(found)])
+    view = overlap_view(found.tables["projections"])
+    output.write(found, [(title, view), *footnotes(found)])
 
 
-_OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="Folder to create; PEFT loads it.",
-)
+def _draw(found: Measurement, plot: Path | None) -> None:
+    if plot is not None:
+        from gonio.site.adapter_plots import plot_measurement
+
+        plot_measurement(found, plot)
 
 
-@adapter.command("resize")
-@click.argument("folder", type=click.Path(path_type=Path))
-@_OUT
-@click.option("--rank", type=click.IntRange(min=1), help="Largest rank of every module.")
-@click.option("--energy", type=float, help="Share of each module's energy to keep.")
-@click.option(
-    "--parameters", type=click.IntRange(min=1), help="Parameters in all; ranks are allocated."
-)
-@output_options
-def resize(
-    folder: Path,
-    out: Path,
-    rank: int | None,
-    energy: float | None,
-    parameters: int | None,
-    output: Output,
-    overwrite: bool,
-) -> None:
-    """Shrink FOLDER's ranks after training, losing as little as can be.
-
-    One rank for all, the energy to keep in each module, or a budget of parameters for which the
-    ranks are chosen to discard the least energy in all. Prints the loss the spectrum predicts and
-    the loss of the folder as read back. A rank chosen after training is not the rank that
-    training would have needed.
-
-    \b
-    Example:
-      gonio adapter resize runs/dpo --rank 4 --out runs/dpo-r4
-      gonio adapter resize runs/dpo --energy 0.95 --out runs/dpo-e95
-    """
-    from gonio.pipelines.reshape import resize_adapter
-
-    found = resize_adapter(
-        folder, out, rank=rank, energy=energy, parameters=parameters, overwrite=overwrite
-    )
-    output.write(found, [("By projection", _reshape_view(found.tables["modules"]))])
-
-
-@adapter.command("merge")
-@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
-@_OUT
-@click.option("--weight", "weights", type=float, multiple=True, help="One per folder; default 1.")
-@click.option("--rank", type=click.IntRange(min=1), help="Largest rank to keep; all by default.")
-@output_options
-def merge(
-    folders: tuple[Path, ...],
-    out: Path,
-    weights: tuple[float, ...],
-    rank: int | None,
-    output: Output,
-    overwrite: bool,
-) -> None:
-    """Add FOLDERS into one adapter: the exact weighted sum, or its best approximation.
-
-    Adapters may differ in rank, scaling and target modules. Without --rank nothing is lost; with
-    it, the best approximation of the sum of that rank is written.
-
-    \b
-    Example:
-      gonio adapter merge runs/dpo runs/clm --out runs/both
-      gonio adapter merge runs/dpo runs/clm --rank 16 --out runs/mix
-    """
-    from gonio.pipelines.reshape import merge_adapters
-
-    found = merge_adapters(folders, out, weights=weights or None, rank=rank, overwrite=overwrite)
-    output.write(found, [("By projection", _reshape_view(found.tables["modules"]))])
-
-
-@adapter.command("rescale")
-@click.argument("folder", type=click.Path(path_type=Path))
-@_OUT
-@click.option("--alpha", type=float, help="New lora_alpha; by default every scaling becomes 1.")
-@click.option("--rslora/--no-rslora", "use_rslora", default=None, help="Scale by alpha / sqrt(r).")
-@output_options
-def rescale(
-    folder: Path,
-    out: Path,
-    alpha: float | None,
-    use_rslora: bool | None,
-    output: Output,
-    overwrite: bool,
-) -> None:
-    """Write FOLDER's update under another alpha, or from LoRA to rsLoRA and back.
-
-    \b
-    Example:
-      gonio adapter rescale runs/dpo --rslora --alpha 16 --out runs/dpo-rs
-    """
-    from gonio.pipelines.reshape import rescale_adapter
-
-    found = rescale_adapter(folder, out, alpha=alpha, use_rslora=use_rslora, overwrite=overwrite)
-    output.write(found)
-
-
-def _reshape_view(modules: pd.DataFrame) -> pd.DataFrame:
-    """Mean ranks and the share of energy lost, per projection."""
-    groups = modules.groupby("projection", sort=False)
-    view = groups.agg(
-        n=("module", "size"), rank_before=("rank_before", "mean"), rank_after=("rank_after", "mean")
-    )
-    energy = groups["energy"].sum()
-    view["discarded"] = groups["discarded_energy"].sum() / energy
-    view["measured"] = groups["discarded_energy_measured"].sum() / energy
-    return view.reset_index()
-
-
-def _spectrum_view(summary: pd.DataFrame) -> pd.DataFrame:
-    """The columns that fit 80 characters, each ratio beside its chance level."""
-    names = {
-        "projection": "projection",
-        "layer": "layer",
-        "modules": "n",
-        "stable_rank": "stable_rank",
-        "stable_rank_chance": "chance",
-        "effective_rank": "effective",
-        "effective_rank_chance": "chance ",
-        "k90": "k90",
-        "frobenius_norm": "norm",
-    }
-    view = summary[[name for name in names if name in summary]].rename(columns=names)
-    return _short_projections(view)
-
-
-def _overlap_view(summary: pd.DataFrame) -> pd.DataFrame:
-    """One row per projection and choice of k, the left and the right side beside each other."""
-    import pandas as pd
-
-    keys = ["projection", "k_from", "k"]
-    sides = {}
-    for side in ("left", "right"):
-        part = summary[summary["side"] == side].set_index(keys)
-        sides[side] = part["overlap"].map(_three_digits)
-        sides[f"/chance {side[0]}"] = part["overlap_ratio"].map(_three_digits)
-        sides[f"z {side[0]}"] = part["z_score"].round(1)
-    view = pd.DataFrame(sides).reset_index()
-    view["k"] = [
-        f"{k:.0f}" if source == "fixed" else f"~{k:.3g}"
-        for k, source in zip(view["k"], view["k_from"], strict=True)
-    ]
-    return _short_projections(view.drop(columns="k_from"))
-
-
-def _short_projections(view: pd.DataFrame) -> pd.DataFrame:
-    """Last components of the projections, where they still tell them apart."""
-    if "projection" not in view:
-        return view
-    short = view["projection"].str.rpartition(".")[2]
-    is_clear = short.nunique() == view["projection"].nunique()
-    return view.assign(projection=short) if is_clear else view
-
-
-def _three_digits(value: float) -> float:
-    return float(f"{value:.3g}")
-
-
-def _footnotes(found: Measurement) -> list[tuple[str, pd.DataFrame]]:
-    """What was not measured, condensed to reasons and counts."""
-    notes = []
-    for name, title in (
-        ("unused", "Tensors in no update"),
-        ("left_out", "Left out"),
-        ("unshared", "Modules only one adapter changes"),
-    ):
-        if name in found.tables:
-            column = {"unshared": "adapter"}.get(name, "reason")
-            counts = found.tables[name][column].value_counts().rename("count").reset_index()
-            notes.append((title, counts))
-    return notes
+for _command in ACTIONS:
+    adapter.add_command(_command)

@@ -22,6 +22,7 @@ _NOUNS = {
     "site": "Build a site that works from disk out of records.",
     "theorem": "List, show and check the statements the numbers rest on.",
     "train": "Train LoRA adapters with DPO or causal language modeling.",
+    "weights": "Measure weight matrices under one bit, and rotate them.",
 }
 
 

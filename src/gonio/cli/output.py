@@ -29,6 +29,7 @@ __all__ = ["Output", "ProgressCallback", "output_options", "progress_bar"]
 ProgressCallback = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
 _WIDTH = 80
+_SENTENCE = 24  # longer texts are printed below the numbers
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,10 @@ class Output:
             table = measurement.tables[main_table or record.tables[0]]
             self._emit(table.to_csv(index=False))
         else:
-            parts = [_render(record.title, _value_table(record.values))]
+            sentences = [v for v in record.values if _is_sentence(v)]
+            numbers = [v for v in record.values if not _is_sentence(v)]
+            parts = [_render(record.title, _value_table(numbers))]
+            parts += [_paragraph(f"{v.name.replace('_', ' ')}: {v.value}") for v in sentences]
             parts += [_render(title, _frame_table(table)) for title, table in tables]
             self._emit("\n".join(parts))
 
@@ -173,6 +177,17 @@ def _json_value(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     return value
+
+
+def _is_sentence(value: Value) -> bool:
+    """Whether a value is a text too long for a column of numbers."""
+    return isinstance(value.value, str) and len(value.value) > _SENTENCE
+
+
+def _paragraph(text: str) -> str:
+    import textwrap
+
+    return textwrap.fill(text, _WIDTH) + "\n"
 
 
 def _value_table(values: Sequence[Value]) -> Table:

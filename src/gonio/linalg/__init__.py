@@ -1,5 +1,6 @@
 """Linear algebra of weight updates, subspaces and rotations, with its closed-form nulls."""
 
+from gonio.linalg.certified import certified_subspaces, dense_subspaces
 from gonio.linalg.chance import (
     c_infinity,
     expected_gain_residual,
@@ -7,6 +8,7 @@ from gonio.linalg.chance import (
     overlap_variance,
     overlap_z_score,
     random_lora_singular_values,
+    random_matrix_singular_values,
     sign_cosine_of_random_direction,
 )
 from gonio.linalg.hadamard import (
@@ -15,17 +17,22 @@ from gonio.linalg.hadamard import (
     has_hadamard,
     randomized_hadamard,
 )
-from gonio.linalg.krylov import TopSubspaces, certified_top_subspaces
+from gonio.linalg.krylov import TopSubspaces, certified_top_subspaces, krylov_subspaces
 from gonio.linalg.lowrank import (
+    FactoredSpectrum,
+    FactoredTruncation,
     factored_frobenius_norm,
     factored_inner_product,
     factored_singular_values,
+    factored_spectrum,
     factored_svd,
+    factored_truncation,
 )
 from gonio.linalg.precision import upcast
 from gonio.linalg.resampling import (
     Interval,
     bootstrap_interval,
+    cluster_bootstrap_interval,
     paired_bootstrap_interval,
     permutation_p_value,
 )
@@ -52,11 +59,16 @@ from gonio.linalg.subspaces import (
 )
 
 __all__ = [
+    "FactoredSpectrum",
+    "FactoredTruncation",
     "Interval",
     "TopSubspaces",
     "bootstrap_interval",
     "c_infinity",
+    "certified_subspaces",
     "certified_top_subspaces",
+    "cluster_bootstrap_interval",
+    "dense_subspaces",
     "effective_rank",
     "energy_rank",
     "expected_gain_residual",
@@ -64,13 +76,16 @@ __all__ = [
     "factored_frobenius_norm",
     "factored_inner_product",
     "factored_singular_values",
+    "factored_spectrum",
     "factored_svd",
+    "factored_truncation",
     "frobenius_norm",
     "haar_rotation",
     "hadamard_matrix",
     "hadamard_transform",
     "has_hadamard",
     "householder_reflection",
+    "krylov_subspaces",
     "learned_sign_rotation",
     "numerical_rank",
     "orthonormal_basis",
@@ -81,6 +96,7 @@ __all__ = [
     "principal_angles",
     "procrustes_rotation",
     "random_lora_singular_values",
+    "random_matrix_singular_values",
     "randomized_hadamard",
     "sign_cosine_of_random_direction",
     "spectral_norm",

@@ -1,63 +1,33 @@
 """Leading singular subspaces by block Krylov iteration, each with a certificate of its error."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from gonio.errors import SettingError, ShapeError, ZeroMatrixError
+from gonio.errors import SettingError
+from gonio.linalg.certificate import (
+    LOST,
+    NO_GAP,
+    NOT_CONVERGED,
+    TopSubspaces,
+    check_rank,
+    check_tolerance,
+    residual_columns,
+    scaled_weight,
+    unscaled,
+    worst_residual,
+)
 from gonio.linalg.precision import upcast
-from gonio.linalg.spectrum import numerical_rank, spectral_tolerance
+from gonio.linalg.spectrum import spectral_tolerance
 
-__all__ = ["TopSubspaces", "certified_top_subspaces"]
+__all__ = ["TopSubspaces", "certified_top_subspaces", "krylov_subspaces"]
 
-# Narrower blocks, fewer of them or larger sines say too little of the direction after the k-th: in
-# random trials with blocks from k + 1 its bound failed in 1 of 2000 cases with up to three blocks,
-# and at a sine of 0.2 a certificate was wrong.
+# Narrower blocks or fewer of them say too little of the direction after the k-th: in random trials
+# with blocks from k + 1 its bound failed in 1 of 2000 cases with up to three blocks.
 _OVERSAMPLING = 4
 _LEAST_BLOCKS = 5
-_LARGEST_SINE = 0.1
-_NO_GAP = "k in no gap"
-_NOT_CONVERGED = "not converged"
-_LOST = "gap lost in rounding"
-
-
-@dataclass(frozen=True)
-class TopSubspaces:
-    """Approximate leading singular triplets of a weight, and what is known of their error.
-
-    The overlap of ``u`` (or ``v``) with any third subspace differs from that of the true one by at
-    most the sine of the largest angle between the two, so by at most ``sine_bound``.
-
-    Attributes:
-        u: Orthonormal columns, float64, shape ``(m, k)``.
-        sigma: Ritz values, descending, in the unit of the weight, float64, shape ``(k,)``.
-        v: Orthonormal columns, float64, shape ``(n, k)``.
-        residual: The larger of ``|W^T U - V S|_2`` and ``|W V - U S|_2``, in the unit of the
-            weight. The smaller is rounding by construction and says nothing.
-        gap: ``(sigma_k - bound on sigma_{k+1}) / sigma_k``, at most 1; 0 or below where the bound
-            does not separate the two values.
-        sine_bound: Largest sine of a principal angle to the true left or right subspace, bounded
-            by ``residual / (sigma_k - bound on sigma_{k+1})`` with float64 rounding added; at most
-            1, the value that says nothing.
-        certified: Whether ``sine_bound`` is within the tolerance asked for.
-        reason: Empty when certified, else ``k in no gap`` (the values on both sides of k cannot be
-            told apart, so the subspace is arbitrary), ``gap lost in rounding`` (the space is
-            exhausted and the products are too coarse for the gap: a float64 weight may do) or
-            ``not converged``.
-        iterations: Blocks in the Krylov space.
-    """
-
-    u: Tensor
-    sigma: Tensor
-    v: Tensor
-    residual: float
-    gap: float
-    sine_bound: float
-    certified: bool
-    reason: str
-    iterations: int
 
 
 def certified_top_subspaces(
@@ -69,9 +39,29 @@ def certified_top_subspaces(
     max_iterations: int = 30,
     tolerance: float = 1e-3,
 ) -> TopSubspaces:
-    """The k leading singular triplets from products with the weight, with a bound on their error.
+    """The k leading singular triplets: :func:`krylov_subspaces` for a single k."""
+    return krylov_subspaces(
+        weight,
+        (k,),
+        generator=generator,
+        block=block,
+        max_iterations=max_iterations,
+        tolerance=tolerance,
+    )[k]
 
-    Randomised block Golub-Kahan with full reorthogonalisation, stopped as soon as the bound is
+
+def krylov_subspaces(
+    weight: Tensor,
+    ks: Sequence[int],
+    *,
+    generator: torch.Generator | None = None,
+    block: int | None = None,
+    max_iterations: int = 30,
+    tolerance: float = 1e-3,
+) -> dict[int, TopSubspaces]:
+    """Leading singular triplets from products with the weight, one search for every k.
+
+    Randomised block Golub-Kahan with full reorthogonalisation, stopped as soon as every bound is
     within the tolerance. Products of a float32 weight are taken in float32; the small problems,
     the last Rayleigh-Ritz step and both residuals in float64.
 
@@ -83,56 +73,50 @@ def certified_top_subspaces(
 
     Args:
         weight: Shape ``(m, n)``; float32 or float64, narrower ones as float32.
-        k: Number of directions, at most the numerical rank.
+        ks: Numbers of directions, each at most the numerical rank.
         generator: Source of the starting block; one seeded with 0 when omitted.
-        block: Width of a block, at least ``k + 4`` (or ``min(m, n)``), which is also taken when
-            omitted. One no wider than k would take a repeated value for a single one.
+        block: Width of a block, at least ``max(ks) + 4`` (or ``min(m, n)``), which is also taken
+            when omitted. One no wider than k would take a repeated value for a single one.
         max_iterations: Blocks at most, 1 or more; fewer than 5 certify only an exhausted space.
         tolerance: Sine at which the subspaces count as certified, in (0, 0.1].
 
     Returns:
-        The triplets and their certificate, whether or not it is within the tolerance.
+        For every k its triplets and their certificate, whether or not it is within the tolerance.
 
     Raises:
-        ShapeError: The weight is not a matrix, k is below 1 or above ``min(m, n)``, or k is above
-            the numerical rank: the directions past it are rounding noise.
+        ShapeError: The weight is not a matrix, a k is below 1 or above ``min(m, n)``, or a k is
+            above the numerical rank: the directions past it are rounding noise.
         ZeroMatrixError: The weight is zero.
-        SettingError: Block, iterations or tolerance out of range, or the weight is not finite.
+        SettingError: No k, block, iterations or tolerance out of range, or the weight is not
+            finite.
 
     Source: Musco and Musco 2015 (arXiv:1504.05477), algorithm 2; Wedin 1972
     (doi:10.1007/BF01932678), the sin-theta theorem.
     """
-    scaled, size = _scaled(upcast(weight, "weight"), k)
+    scaled, size = scaled_weight(upcast(weight, "weight"), ks)
     m, n = scaled.shape
-    width = _checked_block(block, k, min(m, n))
-    if max_iterations < 1 or not 0 < tolerance <= _LARGEST_SINE:
-        raise SettingError(
-            f"max_iterations is {max_iterations} and tolerance {tolerance}; "
-            f"expected at least 1 iteration and a sine in (0, {_LARGEST_SINE}]"
-        )
+    most = max(ks)
+    width = _checked_block(block, most, min(m, n))
+    check_tolerance(tolerance)
+    if max_iterations < 1:
+        raise SettingError(f"max_iterations is {max_iterations}, expected at least 1 iteration")
     working = torch.float64 if weight.dtype == torch.float64 else torch.float32
     tall = scaled if m >= n else scaled.mT
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
-    start = torch.randn(
-        (tall.shape[1], width), generator=generator, dtype=torch.float64, device=generator.device
-    )
-    search = _Search(tall.to(working), start.to(weight.device, working))
-    while True:
+    search = _Search(tall.to(working), _start(tall, width, generator, working))
+    open_ks = sorted(set(ks))
+    found: dict[int, TopSubspaces] = {}
+    while open_ks:
         search.extend()
         finished = search.is_exhausted or search.iterations >= max_iterations
-        if finished or _is_settled(search, k, tolerance):
-            triplets = _refined(tall, search.leading_right(min(k + 1, search.dimension)))
-            result = _certificate(tall, triplets, k, search, tolerance)
-            if finished or result.certified or result.reason == _NO_GAP:
-                break
-    rank = int(numerical_rank(triplets[1], (m, n), dtype=working)) if search.is_exhausted else k
-    if rank < k:
-        raise ShapeError(
-            f"{k} singular directions asked of a {m} x {n} weight of numerical rank {rank}; "
-            f"ask for at most {rank}"
-        )
-    return _unscaled(result, size, is_swapped=m < n)
+        if not (finished or _is_settled(search, open_ks, tolerance)):
+            continue
+        triplets = _refined(tall, search.leading_right(min(most + 1, search.dimension)))
+        columns = residual_columns(tall, *triplets)
+        found |= {k: _certificate(tall, triplets, columns, k, search, tolerance) for k in open_ks}
+        open_ks = [k for k in open_ks if not (finished or found[k].reason in ("", NO_GAP))]
+    if search.is_exhausted:
+        check_rank(triplets[1], (m, n), most, working)
+    return {k: unscaled(found[k], size, is_swapped=m < n) for k in found}
 
 
 class _Search:
@@ -202,22 +186,15 @@ class _Search:
         return vectors.double()
 
 
-def _scaled(weight: Tensor, k: int) -> tuple[Tensor, float]:
-    """The weight in float64 with largest entry 1, and that entry, after checking both."""
-    if weight.ndim != 2 or not 1 <= k <= min(weight.shape):
-        raise ShapeError(
-            f"{k} singular directions asked of a weight of shape {tuple(weight.shape)}; "
-            "expected a matrix (m, n) with 1 <= k <= min(m, n)"
-        )
-    size = float(weight.abs().max())
-    if size == 0:
-        raise ZeroMatrixError(f"a zero weight {tuple(weight.shape)} has no singular directions")
-    if not math.isfinite(size):
-        raise SettingError(
-            f"the weight {tuple(weight.shape)} holds NaN or infinite entries; "
-            "singular directions need finite ones"
-        )
-    return weight.double() / size, size
+def _start(
+    tall: Tensor, width: int, generator: torch.Generator | None, dtype: torch.dtype
+) -> Tensor:
+    """The random block ``(n, width)`` that the search grows from."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    shape = (tall.shape[1], width)
+    start = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+    return start.to(tall.device, dtype)
 
 
 def _checked_block(block: int | None, k: int, smaller: int) -> int:
@@ -257,22 +234,24 @@ def _split(image: Tensor, basis: Tensor, floor: float) -> tuple[Tensor, Tensor, 
     return inside, fresh, outside @ rows[:kept]
 
 
-def _is_settled(search: _Search, k: int, tolerance: float) -> bool:
-    """Whether the projected problem promises a certificate, or shows that there is no gap."""
-    if search.iterations < _LEAST_BLOCKS or search.dimension <= k:
+def _is_settled(search: _Search, ks: Sequence[int], tolerance: float) -> bool:
+    """Whether the projected problem promises a certificate for every k, or shows no gap there."""
+    most = max(ks)
+    if search.iterations < _LEAST_BLOCKS or search.dimension <= most:
         return False
     if search.iterations > 5 and search.iterations % 2:
         return False  # the small problem is no longer small: look at every other block
-    values, columns = search.ritz(k + 1)
-    if len(values) <= k:
+    values, columns = search.ritz(most + 1)
+    if len(values) <= most:
         return False
-    residual = float(torch.linalg.matrix_norm(columns[:, :k], 2))
-    next_residual = float(torch.linalg.matrix_norm(columns, 2))
-    apart = float(values[k - 1] - values[k]) - next_residual
-    if apart > 0:
-        return residual <= tolerance * apart
     smallest = max(tolerance**2, 64 * torch.finfo(search.right.dtype).eps)
-    return next_residual <= smallest * float(values[k - 1])
+    for k in ks:
+        residual, next_residual = worst_residual((columns,), k), worst_residual((columns,), k + 1)
+        apart = float(values[k - 1] - values[k]) - next_residual
+        limit = smallest * float(values[k - 1])
+        if residual > tolerance * apart if apart > 0 else next_residual > limit:
+            return False
+    return True
 
 
 def _refined(tall: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -283,28 +262,22 @@ def _refined(tall: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return left @ turn_left, sigma, right @ turn_right.mT
 
 
-def _residuals(tall: Tensor, u: Tensor, sigma: Tensor, v: Tensor) -> tuple[float, float]:
-    """``|W^T U - V S|_2`` and ``|W V - U S|_2``."""
-    first = float(torch.linalg.matrix_norm(tall.mT @ u - v * sigma, 2))
-    return first, float(torch.linalg.matrix_norm(tall @ v - u * sigma, 2))
-
-
 def _certificate(
     tall: Tensor,
     triplets: tuple[Tensor, Tensor, Tensor],
+    columns: tuple[Tensor, Tensor],
     k: int,
     search: _Search,
     tolerance: float,
 ) -> TopSubspaces:
-    """The certificate of the first k of up to k + 1 refined triplets, in scaled units."""
+    """The certificate of the first k of more refined triplets, in scaled units."""
     u, sigma, v = triplets
     rounding = spectral_tolerance(sigma, sum(tall.shape), torch.float64)
-    top = u[:, :k], sigma[:k], v[:, :k]
-    residual = max(_residuals(tall, *top))
+    residual = worst_residual(columns, k)
     if k == tall.shape[1]:
         following = 0.0  # there is no further singular value
     elif len(sigma) > k:
-        following = float(sigma[k]) + max(_residuals(tall, u, sigma, v)) + rounding
+        following = float(sigma[k]) + worst_residual(columns, k + 1) + rounding
     else:  # an invariant space of no more than k dimensions
         following = 0.0
     # What a short space left out as rounding has columns below the floor.
@@ -315,30 +288,25 @@ def _certificate(
     sine_bound = min(1.0, (residual + rounding) / apart) if apart > 0 else 1.0
     is_explored = search.is_exhausted or search.iterations >= _LEAST_BLOCKS
     certified = sine_bound <= tolerance and len(sigma) >= k and is_explored
+    least = float(sigma[min(k, len(sigma) - 1)])
     is_resolved = apart <= 0 and (
-        search.is_exhausted or following - float(sigma[-1]) <= min(tolerance, 1e-3) * last
+        search.is_exhausted or following - least <= min(tolerance, 1e-3) * last
     )
     if certified:
         reason = ""
     elif is_resolved:
-        reason = _NO_GAP
+        reason = NO_GAP
     else:
-        reason = _LOST if search.is_exhausted else _NOT_CONVERGED
+        reason = LOST if search.is_exhausted else NOT_CONVERGED
     gap = apart / last if last > 0 else 0.0
-    return TopSubspaces(*top, residual, gap, sine_bound, certified, reason, search.iterations)
-
-
-def _unscaled(result: TopSubspaces, size: float, *, is_swapped: bool) -> TopSubspaces:
-    """The result in the unit of the weight, with left and right put back."""
-    u, v = (result.v, result.u) if is_swapped else (result.u, result.v)
     return TopSubspaces(
-        u,
-        result.sigma * size,
-        v,
-        result.residual * size,
-        result.gap,
-        result.sine_bound,
-        result.certified,
-        result.reason,
-        result.iterations,
+        u[:, :k],
+        sigma[:k],
+        v[:, :k],
+        residual,
+        gap,
+        sine_bound,
+        certified,
+        reason,
+        search.iterations,
     )

@@ -1,32 +1,162 @@
 """Products ``scaling * lora_b @ lora_a`` handled through their factors, never formed.
 
 ``lora_b`` has shape ``(..., m, r)`` and ``lora_a`` ``(..., r, n)``; r may exceed m and n. All
-arithmetic is float64. With ``B = Q_b R_b`` and ``A^T = Q_a R_a`` the product is
-``Q_b (R_b R_a^T) Q_a^T``, so its spectrum is that of a core of at most r by r.
+arithmetic is float64, on cores of at most r by r (:mod:`gonio.linalg.cores`).
 """
 
-import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gonio.errors import SettingError, ShapeError
-from gonio.linalg.precision import upcast
+from gonio.linalg.balance import balanced, check_factors, check_scaling, shift
+from gonio.linalg.cores import Cores, FactorBatch, Factors, product_cores
 
 __all__ = [
+    "RELATIVE_ERROR",
+    "FactoredSpectrum",
+    "FactoredTruncation",
     "factored_frobenius_norm",
     "factored_inner_product",
     "factored_singular_values",
+    "factored_spectrum",
     "factored_svd",
+    "factored_truncation",
 ]
 
-ABSENT = 1 << 20  # below any binary exponent: marks rank directions that are zero in a factor
+RELATIVE_ERROR = 1e-10
+"""Relative error of each singular value up to which the Gram route is taken, unless given."""
+
+_TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass(frozen=True)
+class FactoredSpectrum:
+    """Singular values of a product and how far each may be off.
+
+    Attributes:
+        sigma: Singular values, descending, shape ``(..., min(m, n, r))``, float64.
+        error: Bound on ``|sigma - exact|``, same shape and unit.
+        by_gram: Whether the Gram route was taken rather than QR, shape ``(...)``.
+    """
+
+    sigma: Tensor
+    error: Tensor
+    by_gram: Tensor
+
+
+@dataclass(frozen=True)
+class FactoredTruncation:
+    """The best approximation of a product by rank k, the singular values shared evenly.
+
+    Attributes:
+        lora_b: Left singular vectors times the roots of the singular values and the sign of the
+            scaling, shape ``(..., m, k)``, float64.
+        lora_a: Roots of the singular values times the right vectors, shape ``(..., k, n)``.
+        spectrum: Every singular value of the product, not only the k kept.
+    """
+
+    lora_b: Tensor
+    lora_a: Tensor
+    spectrum: FactoredSpectrum
+
+
+def factored_spectrum(
+    lora_b: Factors,
+    lora_a: Factors,
+    scaling: float | Tensor = 1.0,
+    *,
+    relative_error: float = RELATIVE_ERROR,
+) -> FactoredSpectrum:
+    """Singular values of ``scaling * lora_b @ lora_a``, each with a bound on its error.
+
+    Per matrix of a batch, the Gram route is taken where it moves no singular value by more than
+    ``relative_error`` of itself, proved from the computed triangles. Either route adds what
+    rounding leaves of the core, a multiple of eps times ``sum_k |scaling| |b_k| |a_k|``: QR
+    ``max(m, n, r) + 4 r + 8``, Gram ``4 r + 8``.
+
+    The bound of QR takes ``max(m, n, r)`` for Higham's worst case ``m r``, whose statistical
+    value is its root. Bounds of Cholesky and of dot products are worst cases; that of the SVD of
+    the core, LAPACK's "modest" p(r), is taken as 4 r.
+
+    Args:
+        lora_b: Left factor, shape ``(..., m, r)``; or a sequence of matrices of one shape, which
+            counts as one batch dimension and is not copied into a stack.
+        lora_a: Right factor, shape ``(..., r, n)``, or as many matrices.
+        scaling: Finite number, also zero or negative, or one per matrix of the batch.
+        relative_error: In [0, 1); 0 takes the Gram route only where its bound is below QR's.
+
+    Returns:
+        The spectrum, its error and the route.
+
+    Raises:
+        ShapeError: The factors do not multiply or differ in shape, or a dimension is zero.
+        SettingError: The factors or the scaling are not finite floating point, or the relative
+            error is out of range.
+
+    Source: Higham 2002 (doi:10.1137/1.9780898718027), theorems 10.3 and 19.4; Eisenstat and Ipsen
+    1995 (doi:10.1137/0732088); Connolly and Higham 2023 (SIAM J. Matrix Anal. Appl. 44) for QR.
+    """
+    batch = FactorBatch.of(lora_b, lora_a, scaling)
+    cores = product_cores(batch, relative_error)
+    return _spectrum(batch, cores, torch.linalg.svdvals(cores.core))
+
+
+def factored_truncation(
+    lora_b: Factors,
+    lora_a: Factors,
+    rank: int,
+    scaling: float | Tensor = 1.0,
+    *,
+    relative_error: float = RELATIVE_ERROR,
+) -> FactoredTruncation:
+    """The best approximation of ``scaling * lora_b @ lora_a`` of a smaller rank, as factors.
+
+    By the Gram route ``|U^T U - I|_2`` of the singular vectors is at most ``relative_error`` and
+    the distance to the product exceeds the least possible by no more than that share of itself,
+    both besides rounding; by QR there is only rounding.
+
+    Args:
+        lora_b: Left factor, shape ``(..., m, r)``, or a sequence of matrices of one shape.
+        lora_a: Right factor, shape ``(..., r, n)``, or as many matrices.
+        rank: Directions to keep, at least 0; at most ``min(m, n, r)`` are.
+        scaling: Finite number, also zero or negative, or one per matrix of the batch.
+        relative_error: As in :func:`factored_spectrum`, above 0.
+
+    Returns:
+        Both factors and the whole spectrum.
+
+    Raises:
+        ShapeError: The factors do not multiply or differ in shape, or a dimension is zero.
+        SettingError: Factors or scaling are not finite floating point, or the rank or the
+            relative error is out of range.
+
+    Source: Eckart and Young 1936 (doi:10.1007/BF02288367).
+    """
+    if rank < 0:
+        raise SettingError(f"rank to keep is {rank}, expected at least 0")
+    batch = FactorBatch.of(lora_b, lora_a, scaling)
+    cores = product_cores(batch, relative_error)
+    u, values, vh = torch.linalg.svd(cores.core, full_matrices=False)
+    spectrum = _spectrum(batch, cores, values)
+    k = min(rank, values.shape[-1])
+    roots = spectrum.sigma.reshape(values.shape)[:, :k].sqrt()
+    left, right = _rooted_vectors(batch, cores, u[..., :k], roots, vh[..., :k, :])
+    return FactoredTruncation(
+        left.reshape(*batch.dims, *left.shape[1:]),
+        right.reshape(*batch.dims, *right.shape[1:]),
+        spectrum,
+    )
 
 
 def factored_svd(
     lora_b: Tensor, lora_a: Tensor, scaling: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Thin singular value decomposition of ``scaling * lora_b @ lora_a``.
+
+    Always by QR, so that the bases are orthonormal to rounding whatever the factors are;
+    :func:`factored_truncation` is faster where a stated deviation will do.
 
     Args:
         lora_b: Left factor, shape ``(..., m, r)``.
@@ -43,23 +173,26 @@ def factored_svd(
 
     Cost: ``O((m + n) r^2 + r^3)``, memory ``O((m + n) r)``.
     """
-    _check_scaling(scaling)
-    left, right, exponent = _balanced(lora_b, lora_a)
+    check_scaling(scaling)
+    check_factors(lora_b, lora_a)
+    left, right, exponent = balanced(lora_b, lora_a)
     basis_b, core_b = torch.linalg.qr(left)
     basis_a, core_a = torch.linalg.qr(right.mT)
     u, sigma, vh = torch.linalg.svd(core_b @ core_a.mT, full_matrices=False)
     sign = -1.0 if scaling < 0 else 1.0
-    sigma = _shift(sigma * abs(scaling), exponent.unsqueeze(-1))
+    sigma = shift(sigma * abs(scaling), exponent.unsqueeze(-1))
     return sign * (basis_b @ u), sigma, vh @ basis_a.mT
 
 
-def factored_singular_values(lora_b: Tensor, lora_a: Tensor, scaling: float = 1.0) -> Tensor:
-    """Singular values of ``scaling * lora_b @ lora_a``.
+def factored_singular_values(
+    lora_b: Factors, lora_a: Factors, scaling: float | Tensor = 1.0
+) -> Tensor:
+    """Singular values of ``scaling * lora_b @ lora_a``, as accurate as QR makes them.
 
     Args:
-        lora_b: Left factor, shape ``(..., m, r)``.
-        lora_a: Right factor, shape ``(..., r, n)``.
-        scaling: Finite number, also zero or negative.
+        lora_b: Left factor, shape ``(..., m, r)``, or a sequence of matrices of one shape.
+        lora_a: Right factor, shape ``(..., r, n)``, or as many matrices.
+        scaling: Finite number, also zero or negative, or one per matrix of the batch.
 
     Returns:
         Singular values, descending, shape ``(..., min(m, n, r))``, float64.
@@ -68,21 +201,21 @@ def factored_singular_values(lora_b: Tensor, lora_a: Tensor, scaling: float = 1.
         ShapeError: The factors do not multiply, or a dimension is zero.
         SettingError: The factors or the scaling are not finite floating point.
     """
-    _check_scaling(scaling)
-    core, exponent = _core(lora_b, lora_a)
-    return _shift(torch.linalg.svdvals(core) * abs(scaling), exponent.unsqueeze(-1))
+    return factored_spectrum(lora_b, lora_a, scaling, relative_error=0.0).sigma
 
 
-def factored_frobenius_norm(lora_b: Tensor, lora_a: Tensor, scaling: float = 1.0) -> Tensor:
+def factored_frobenius_norm(
+    lora_b: Factors, lora_a: Factors, scaling: float | Tensor = 1.0
+) -> Tensor:
     """Frobenius norm of ``scaling * lora_b @ lora_a``.
 
-    Taken from the core of the QR factors rather than from Gram matrices, which would square the
-    rounding when the factors are ill-conditioned.
+    Taken from the core; its triangles come from Gram matrices only where the conditioning of the
+    factors keeps them as accurate as QR.
 
     Args:
-        lora_b: Left factor, shape ``(..., m, r)``.
-        lora_a: Right factor, shape ``(..., r, n)``.
-        scaling: Finite number, also zero or negative.
+        lora_b: Left factor, shape ``(..., m, r)``, or a sequence of matrices of one shape.
+        lora_a: Right factor, shape ``(..., r, n)``, or as many matrices.
+        scaling: Finite number, also zero or negative, or one per matrix of the batch.
 
     Returns:
         Norm, shape ``(...)``, float64.
@@ -91,9 +224,10 @@ def factored_frobenius_norm(lora_b: Tensor, lora_a: Tensor, scaling: float = 1.0
         ShapeError: The factors do not multiply, or a dimension is zero.
         SettingError: The factors or the scaling are not finite floating point.
     """
-    _check_scaling(scaling)
-    core, exponent = _core(lora_b, lora_a)
-    return _shift(core.square().sum(dim=(-2, -1)).sqrt() * abs(scaling), exponent)
+    batch = FactorBatch.of(lora_b, lora_a, scaling)
+    cores = product_cores(batch, 0.0)
+    norms = torch.linalg.vector_norm(cores.core, dim=(-2, -1)) * batch.scaling.abs()
+    return shift(norms, cores.exponent).reshape(batch.dims)
 
 
 def factored_inner_product(b1: Tensor, a1: Tensor, b2: Tensor, a2: Tensor) -> Tensor:
@@ -114,61 +248,50 @@ def factored_inner_product(b1: Tensor, a1: Tensor, b2: Tensor, a2: Tensor) -> Te
         ShapeError: Factors do not multiply, or the two products differ in shape.
         SettingError: A factor is not finite floating point.
     """
-    left1, right1, exponent1 = _balanced(b1, a1)
-    left2, right2, exponent2 = _balanced(b2, a2)
+    check_factors(b1, a1)
+    check_factors(b2, a2)
+    left1, right1, exponent1 = balanced(b1, a1)
+    left2, right2, exponent2 = balanced(b2, a2)
     shape1 = (left1.shape[-2], right1.shape[-1])
     shape2 = (left2.shape[-2], right2.shape[-1])
     if shape1 != shape2:
         raise ShapeError(f"inner product of products of shapes {shape1} and {shape2}")
     product = ((left1.mT @ left2) * (right1 @ right2.mT)).sum(dim=(-2, -1))
-    return _shift(product, exponent1 + exponent2)
+    return shift(product, exponent1 + exponent2)
 
 
-def _core(lora_b: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor]:
-    """The small matrix with the product's spectrum, and the binary exponent ``(...)`` it lacks."""
-    left, right, exponent = _balanced(lora_b, lora_a)
-    core_b = torch.linalg.qr(left, mode="r").R
-    core_a = torch.linalg.qr(right.mT, mode="r").R
-    return core_b @ core_a.mT, exponent
+def _spectrum(batch: FactorBatch, cores: Cores, values: Tensor) -> FactoredSpectrum:
+    """The singular values of the cores, scaled, and their errors."""
+    size, exponent = batch.scaling.abs().unsqueeze(-1), cores.exponent.unsqueeze(-1)
+    sigma = shift(values * size, exponent)
+    absolute = shift(cores.absolute.unsqueeze(-1) * size, exponent)
+    error = cores.relative.unsqueeze(-1) * sigma + absolute + _TINY
+    shape = (*batch.dims, values.shape[-1])
+    return FactoredSpectrum(
+        sigma.reshape(shape), error.reshape(shape), cores.by_gram.reshape(batch.dims)
+    )
 
 
-def _balanced(lora_b: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Factors with entries of at most one and the binary exponent ``(...)`` their product lacks.
+def _rooted_vectors(
+    batch: FactorBatch, cores: Cores, u: Tensor, roots: Tensor, vh: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Singular vectors times roots: ``(N, m, k)`` with the scaling's sign and ``(N, k, n)``.
 
-    Each column of B gives its size to its row of A, and the largest row then to the exponent:
-    nothing overflows that the product itself does not. Only powers of two are moved, exactly.
+    By the Gram route the products with B and A are the only large step.
     """
-    _check_factors(lora_b, lora_a)
-    left, right = upcast(lora_b, "lora_b").double(), upcast(lora_a, "lora_a").double()
-    column_size, row_size = left.abs().amax(dim=-2), right.abs().amax(dim=-1)
-    column_exponent, row_exponent = column_size.frexp().exponent, row_size.frexp().exponent
-    present = (column_size > 0) & (row_size > 0)
-    weight = torch.where(present, column_exponent + row_exponent, -ABSENT)
-    top = weight.amax(dim=-1, keepdim=True)
-    left = _shift(left, -column_exponent.unsqueeze(-2))
-    right = _shift(right, -row_exponent.unsqueeze(-1))
-    right = right * torch.where(present, (weight - top).double().exp2(), 0.0).unsqueeze(-1)
-    return left, right, torch.where(top > -ABSENT, top, 0).squeeze(-1)
-
-
-def _shift(values: Tensor, exponent: Tensor) -> Tensor:
-    """``values * 2^exponent``, in two halves because either alone may leave float64."""
-    half = exponent // 2
-    return values * half.double().exp2() * (exponent - half).double().exp2()
-
-
-def _check_scaling(scaling: float) -> None:
-    """Refuse scalings that are not finite."""
-    if not math.isfinite(scaling):
-        raise SettingError(f"LoRA scaling is {scaling}, expected a finite number")
-
-
-def _check_factors(lora_b: Tensor, lora_a: Tensor) -> None:
-    """Refuse factors that do not multiply, empty ones and non-finite numbers."""
-    shapes = f"lora_b {tuple(lora_b.shape)} and lora_a {tuple(lora_a.shape)}"
-    if lora_b.ndim < 2 or lora_a.ndim < 2 or lora_b.shape[-1] != lora_a.shape[-2]:
-        raise ShapeError(f"{shapes} do not multiply; expected (..., m, r) and (..., r, n)")
-    if 0 in lora_b.shape[-2:] or 0 in lora_a.shape[-2:]:
-        raise ShapeError(f"{shapes} have an empty dimension")
-    if not bool(lora_b.isfinite().all()) or not bool(lora_a.isfinite().all()):
-        raise SettingError(f"{shapes} hold NaN or infinite entries")
+    (m, n, _), (count, k) = batch.shape, roots.shape
+    signs = torch.where(batch.scaling < 0, -1.0, 1.0)
+    mix_left, mix_right = cores.mixing(u, vh)
+    mix_left = mix_left * (signs.unsqueeze(-1) * roots).unsqueeze(-2)
+    mix_right = roots.unsqueeze(-1) * mix_right
+    left, right = roots.new_empty((count, m, k)), roots.new_empty((count, k, n))
+    for i, by_gram in enumerate(cores.by_gram.tolist()):
+        lora_b, lora_a = batch.lora_b[i], batch.lora_a[i]
+        if by_gram:
+            torch.matmul(lora_b.double(), mix_left[i], out=left[i])
+            torch.matmul(mix_right[i], lora_a.double(), out=right[i])
+        else:
+            basis_b, _, basis_a = factored_svd(lora_b, lora_a)
+            left[i] = basis_b[:, :k] * (signs[i] * roots[i])
+            right[i] = roots[i].unsqueeze(-1) * basis_a[:k]
+    return left, right

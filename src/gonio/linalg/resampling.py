@@ -1,7 +1,7 @@
 """Intervals and p-values by resampling."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,6 +15,7 @@ from gonio.errors import SettingError, ShapeError
 __all__ = [
     "Interval",
     "bootstrap_interval",
+    "cluster_bootstrap_interval",
     "paired_bootstrap_interval",
     "permutation_p_value",
 ]
@@ -68,16 +69,54 @@ def bootstrap_interval(
     """
     sample = _checked_sample(values, "values", least=2)
     _check_settings(statistic, resamples)
-    if not 0.0 < confidence < 1.0:
-        raise SettingError(f"confidence is {confidence}, expected a number in (0, 1)")
-    reason = "percentile (more than 10,000 values)"
-    if sample.size <= LARGEST_BCA:
-        low, high = _bootstrap(sample, statistic, confidence, resamples, seed, "BCa")
-        if np.isfinite(low) and np.isfinite(high):
-            return Interval(low, high, confidence, "BCa")
-        reason = "percentile (BCa undefined for these values)"
-    low, high = _bootstrap(sample, statistic, confidence, resamples, seed, "percentile")
-    return Interval(low, high, confidence, reason)
+    return _interval((sample,), STATISTICS[statistic], confidence, resamples, seed)
+
+
+def cluster_bootstrap_interval(
+    values: Sample,
+    clusters: Sequence[Hashable],
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap confidence interval of the mean of values that come in clusters.
+
+    Whole clusters are drawn with replacement, each with all its values: what varies together is
+    resampled together. With one value per cluster this is :func:`bootstrap_interval` of the mean;
+    values that agree within their clusters give a wider interval than it does.
+
+    Args:
+        values: Finite numbers, one-dimensional.
+        clusters: The cluster of each value, in the same order; at least two distinct ones.
+        confidence: Coverage in (0, 1).
+        resamples: Number of bootstrap samples of clusters, at least 1.
+        seed: Seed of the resampling.
+
+    Returns:
+        Interval of the mean over all values, in their unit.
+
+    Raises:
+        SettingError: As :func:`bootstrap_interval`, or all values are in one cluster.
+        ShapeError: Values and clusters differ in number, or values are not one-dimensional.
+
+    Source: Davison and Hinkley 1997 (doi:10.1017/CBO9780511802843), section 3.8.
+    """
+    sample = _checked_sample(values, "values", least=2)
+    _check_settings("mean", resamples)
+    if len(clusters) != sample.size:
+        raise ShapeError(f"{sample.size} values belong to {len(clusters)} clusters")
+    places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+    if len(places) < 2:
+        raise SettingError("all values are in one cluster, expected at least two clusters")
+    codes = np.array([places[name] for name in clusters])
+    sizes = np.bincount(codes).astype(np.float64)
+    means = np.bincount(codes, weights=sample) / sizes
+
+    def mean(means: Floats, sizes: Floats, axis: int) -> Floats:
+        weighted: Floats = (means * sizes).sum(axis=axis) / sizes.sum(axis=axis)
+        return weighted
+
+    return _interval((means, sizes), mean, confidence, resamples, seed)
 
 
 def paired_bootstrap_interval(
@@ -164,9 +203,29 @@ def permutation_p_value(
     return float(result.pvalue)
 
 
+def _interval(
+    data: tuple[Floats, ...],
+    statistic: Callable[..., Floats],
+    confidence: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """The BCa interval of a statistic of paired columns, or the percentile one and why."""
+    if not 0.0 < confidence < 1.0:
+        raise SettingError(f"confidence is {confidence}, expected a number in (0, 1)")
+    reason = "percentile (more than 10,000 values)"
+    if data[0].size <= LARGEST_BCA:
+        low, high = _bootstrap(data, statistic, confidence, resamples, seed, "BCa")
+        if np.isfinite(low) and np.isfinite(high):
+            return Interval(low, high, confidence, "BCa")
+        reason = "percentile (BCa undefined for these values)"
+    low, high = _bootstrap(data, statistic, confidence, resamples, seed, "percentile")
+    return Interval(low, high, confidence, reason)
+
+
 def _bootstrap(
-    sample: Floats,
-    statistic: str,
+    data: tuple[Floats, ...],
+    statistic: Callable[..., Floats],
     confidence: float,
     resamples: int,
     seed: int,
@@ -177,11 +236,12 @@ def _bootstrap(
         # The NaN says it, and the caller's fallback is recorded in the interval.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
-            (sample,),
-            STATISTICS[statistic],
+            data,
+            statistic,
+            paired=len(data) > 1,
             vectorized=True,
             n_resamples=resamples,
-            batch=max(1, BATCH_ELEMENTS // sample.size),
+            batch=max(1, BATCH_ELEMENTS // data[0].size),
             confidence_level=confidence,
             method=method,
             rng=np.random.default_rng(seed),

@@ -11,11 +11,8 @@ from functools import cached_property
 from pathlib import Path
 
 from gonio.kvcache import CacheCodec, KeySamples, RotationKind, collect_keys, load_codec
-from gonio.pipelines.adapters import (
-    compare_adapter_with_base,
-    compare_two_adapters,
-    inspect_adapter,
-)
+from gonio.pipelines.adapter_compare import compare_adapter_with_base, compare_two_adapters
+from gonio.pipelines.adapters import inspect_adapter
 from gonio.pipelines.bench import Bench, TokenBudget, open_bench
 from gonio.pipelines.cache import calibrate_cache, evaluate_cache, observe_cache
 from gonio.pipelines.demo_summary import summarize_demo

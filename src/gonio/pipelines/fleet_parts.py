@@ -1,0 +1,126 @@
+"""One adapter of a fleet: measured, summarized, and kept on disk so that it is measured once.
+
+A part is one Parquet file, the adapter's table of modules, named by what determines it: the bytes
+of the adapter's files, the settings and the version of gonio.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gonio import __version__
+from gonio.adapters import load_adapter, spectrum_table
+from gonio.adapters.checkpoints import FoundAdapter
+from gonio.adapters.config import CONFIG_NAME
+from gonio.adapters.stored import WEIGHTS_NAME
+from gonio.files import replace_file
+from gonio.linalg.resampling import bootstrap_interval, cluster_bootstrap_interval
+from gonio.records import InputFile, file_input
+
+__all__ = ["FleetTask", "MeasuredAdapter", "measure_task"]
+
+
+@dataclass(frozen=True)
+class FleetTask:
+    """An adapter to measure, the settings that change its numbers, and where parts are kept."""
+
+    item: FoundAdapter
+    samples: int
+    seed: int
+    parts: Path | None
+
+
+@dataclass(frozen=True)
+class MeasuredAdapter:
+    """What one adapter adds to a fleet.
+
+    Attributes:
+        modules: :func:`gonio.adapters.spectrum_table` of the adapter.
+        row: Its row of the table ``adapters``.
+        inputs: Its files.
+    """
+
+    modules: pd.DataFrame
+    row: dict[str, Any]
+    inputs: tuple[InputFile, ...]
+
+
+def measure_task(task: FleetTask) -> MeasuredAdapter:
+    """Measure one adapter, or read what an earlier run measured of the same files.
+
+    Raises:
+        AdapterError: The folder cannot be read, or every update is zero.
+        OutputError: The part cannot be written.
+    """
+    name, path, _ = task.item
+    files = [path / CONFIG_NAME, path / WEIGHTS_NAME]
+    if not all(file.is_file() for file in files):
+        load_adapter(path)  # raises, and says what is missing
+    inputs = tuple(file_input(file, f"{name}/{file.name}") for file in files)
+    part = None if task.parts is None else task.parts / f"{_key(task, inputs)}.parquet"
+    modules = _read_part(part)
+    if modules is None:
+        started = time.perf_counter()
+        modules = spectrum_table(load_adapter(path), samples=task.samples, seed=task.seed)
+        modules.attrs["seconds"] = time.perf_counter() - started
+        if part is not None:
+            with replace_file(part) as staging:
+                modules.to_parquet(staging, index=False)
+    seconds = modules.attrs.pop("seconds")
+    return MeasuredAdapter(modules, _row(task, modules, seconds), inputs)
+
+
+def _key(task: FleetTask, inputs: tuple[InputFile, ...]) -> str:
+    """sha256 of what the numbers depend on."""
+    given = [__version__, task.samples, task.seed, *(file.sha256 for file in inputs)]
+    return hashlib.sha256(json.dumps(given).encode("utf-8")).hexdigest()
+
+
+def _read_part(part: Path | None) -> pd.DataFrame | None:
+    """The table of a part; None where there is none or it is damaged."""
+    if part is None or not part.is_file():
+        return None
+    try:
+        modules = pd.read_parquet(part)
+    except (OSError, ValueError):
+        return None
+    return modules if "seconds" in modules.attrs else None
+
+
+def _row(task: FleetTask, modules: pd.DataFrame, seconds: float) -> dict[str, Any]:
+    """The adapter in one row: means over its trained modules, with chance and intervals."""
+    trained = modules[modules["spectral_norm"] > 0]
+    values = trained["stable_rank"].tolist()
+    # A module outside the numbered layers is a layer of its own.
+    layers = trained["layer"].astype("object").where(trained["layer"].notna(), trained["module"])
+    over_modules = bootstrap_interval(values, seed=task.seed) if len(values) > 1 else None
+    over_layers = None
+    if layers.nunique() > 1:
+        over_layers = cluster_bootstrap_interval(values, layers.tolist(), seed=task.seed)
+    sizes = modules["rank"] * (modules["out_features"] + modules["in_features"])
+    return {
+        "adapter": task.item.name,
+        "path": str(task.item.path),
+        "step": task.item.step,
+        "modules": len(modules),
+        "zero_updates": len(modules) - len(trained),
+        "parameters": int(sizes.sum()),
+        "stable_rank": float(trained["stable_rank"].mean()),
+        "stable_rank_chance": float(trained["random_lora_stable_rank"].mean()),
+        "stable_rank_low": over_modules.low if over_modules else math.nan,
+        "stable_rank_high": over_modules.high if over_modules else math.nan,
+        "stable_rank_layers_low": over_layers.low if over_layers else math.nan,
+        "stable_rank_layers_high": over_layers.high if over_layers else math.nan,
+        "k90": float(trained["k90"].mean()),
+        "k90_chance": float(trained["random_lora_k90"].mean()),
+        "frobenius_norm": math.hypot(*modules["frobenius_norm"]),
+        "seconds": seconds,
+    }
