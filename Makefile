@@ -49,7 +49,11 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/spectra.py
 	$(BIN)/python benchmarks/merge.py
+	$(BIN)/python benchmarks/adapter_spectra.py
 	$(BIN)/python benchmarks/base_subspaces.py
+	$(BIN)/python benchmarks/weighted_resize.py
+	$(BIN)/python benchmarks/fleet.py
+	$(BIN)/python benchmarks/learned_rotation.py
 	benchmarks/key_codecs.sh
 
 proofs: system-deps
