@@ -209,7 +209,7 @@ def _weightwatcher() -> Callable | None:
         return None
 
     def spectrum(update) -> torch.Tensor:
-        values = module.svd_vals_full(_product(update, torch.float32).numpy())
+        values = module.svd_vals(_product(update, torch.float32).numpy())
         return torch.as_tensor(values).sort(descending=True).values
 
     return spectrum

@@ -271,7 +271,7 @@ class _Touch:
 
 def test_folders_of_named_adapters_point_below(write_adapter, factors, tmp_path):
     write_adapter({Q0: factors(6, 5, 4)}, name="dpo")
-    with pytest.raises(AdapterError, match="give one of them: dpo"):
+    with pytest.raises(AdapterError, match="give one of them, or all with --fleet: dpo"):
         load_adapter(tmp_path)
 
 

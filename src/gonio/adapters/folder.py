@@ -156,7 +156,8 @@ def _require_files(folder: Path) -> None:
     ]
     inner = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
     if inner and not has_config:
-        cure = f"Adapters lie below it; give one of them: {one_line(', '.join(inner[:4]))}"
+        names = one_line(", ".join(inner[:4]))
+        cure = f"Adapters lie below it; give one of them, or all with --fleet: {names}"
     elif has_config:
         cure = (
             "Save the adapter again as safetensors (PeftModel.save_pretrained does so by default)."
