@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from gonio.adapters import (
     AdapterStyle,
     DenseUpdate,
+    difference_norm,
     load_adapter,
     load_finetune,
     require_rewritable,
@@ -19,6 +20,7 @@ from gonio.adapters import (
 )
 from gonio.errors import AdapterError
 from gonio.models import WeightReader
+from gonio.pipelines.reshape import merge_adapters, rescale_adapter, resize_adapter
 
 PREFIX = "base_model.model."
 RELATIVE = 1e-6  # PEFT loads into float32 parameters, of eps 1.2e-7, and multiplies them
@@ -110,6 +112,31 @@ def test_a_rewritten_folder_merges_to_the_same_weights(
     changed = next(iter(saved.changes))
     near_miss = {**merged, changed: merged[changed] + saved.changes[changed] * 1e-3}
     assert largest_error(original, near_miss) > RELATIVE
+
+
+ACTIONS = {
+    "full-rank resize": lambda folder, out: resize_adapter(folder, out, energy=1.0),
+    "identity merge": lambda folder, out: merge_adapters([folder], out),
+    "to rsLoRA": lambda folder, out: rescale_adapter(folder, out, use_rslora=True, alpha=3),
+    "to LoRA": lambda folder, out: rescale_adapter(folder, out, use_rslora=False, alpha=3),
+}
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("case", ["phi3", "tied head", "gpt2 embeddings", "convolutions"])
+def test_actions_that_change_nothing_change_nothing(
+    case, action, save_with_peft, peft_merge, tmp_path
+):
+    family, settings = CASES[case]
+    saved = save_with_peft(family, **{"r": 4, "lora_alpha": 6, **settings})
+    ACTIONS[action](saved.adapter, tmp_path / "out")
+    before, after = (load_adapter(path).updates for path in (saved.adapter, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for name, update in before.items():
+        norm = difference_norm(update, None)
+        assert difference_norm(update, after[name]) <= RELATIVE * norm, name
+    merged = peft_merge(family, saved.adapter), peft_merge(family, tmp_path / "out")
+    assert largest_error(*merged) < RELATIVE
 
 
 @pytest.mark.parametrize("case", ["saved modules", "all biases", "tokens", "gpt2 embeddings"])

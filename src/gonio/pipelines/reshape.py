@@ -125,8 +125,9 @@ def merge_adapters(
     """
     _check_method(method, rank, density)
     adapters = [load_adapter(folder) for folder in folders]
+    is_alone = len(adapters) == 1  # what lies beside the factors of several does not add up
     for adapter in adapters:
-        require_rewritable(adapter)
+        require_rewritable(adapter, carries=is_alone)
     settings = {
         "method": method,
         "weights": list(weights or [1.0] * len(adapters)),
@@ -154,7 +155,7 @@ def merge_adapters(
         title + ", ".join(adapter.path.name for adapter in adapters),
         wanted,
         resized,
-        replace(style, source=None, carry={}),
+        style if is_alone else replace(style, source=None, carry={}),
         Path(out),
         settings,
         adapter_inputs(adapters),
