@@ -13,10 +13,12 @@ from gonio.site.cache_figures import perplexity_figure
 from gonio.site.collection import Collection, SiteRecord
 from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.figure import Figure
+from gonio.site.fleet_figures import fleet_figure
 from gonio.site.formula import to_mathml
 from gonio.site.key_figures import convergence_figure, cosine_heatmap, cosine_lines
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
 from gonio.site.protractor import make_protractor
+from gonio.site.spectrum_figures import ratio_heatmap, spectrum_figure
 from gonio.site.statements import STATUS_MEANINGS, Card, Use, count_families, make_cards
 from gonio.site.training_figures import training_figure
 from gonio.theorems import Family
@@ -29,6 +31,7 @@ COMMANDS = {
     "adapter-spectrum": "gonio adapter inspect",
     "adapter-base-overlap": "gonio adapter compare",
     "adapter-pair": "gonio adapter compare",
+    "adapter-fleet": "gonio adapter inspect",
     "key-geometry": "gonio cache observe",
     "cache-evaluation": "gonio cache evaluate",
     "theorem-check": "gonio theorem check",
@@ -38,6 +41,7 @@ _PURPOSES = {
     "adapter-spectrum": "spectra of adapters",
     "adapter-base-overlap": "overlap with the base model",
     "adapter-pair": "overlap between adapters",
+    "adapter-fleet": "many adapters at once",
     "key-geometry": "geometry of the keys",
     "cache-evaluation": "predictions through a compressed cache",
     "theorem-check": "checks of the theorems",
@@ -92,17 +96,29 @@ def make_pages(collection: Collection, families: Sequence[Family]) -> dict[str, 
 
 
 def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
+    def spectra(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [
+            stable_rank_figure(records),
+            spectrum_figure(records),
+            ratio_heatmap(records),
+        ]
+
+    def fleets(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [fleet_figure(entry) for entry in records]
+
     def with_base(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [base_overlap_figure(records), gain_figure(records)]
 
     def with_each_other(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [pair_overlap_figure(records), cosine_figure(records)]
 
+    fleet = _section(collection, "adapter-fleet", "Fleets", fleets)
     return (
         _section(collection, "training", "Training", training_figure),
-        _section(collection, "adapter-spectrum", "Spectra", stable_rank_figure),
+        _section(collection, "adapter-spectrum", "Spectra", spectra),
         _section(collection, "adapter-base-overlap", "Against the base model", with_base),
         _section(collection, "adapter-pair", "Against each other", with_each_other),
+        *([fleet] if fleet.records else []),  # nobody misses a fleet
     )
 
 
@@ -187,6 +203,7 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
             "records": collection.of_kind(kind),
         }
         for kind in COMMANDS
+        if kind != "adapter-fleet"
     ]
     return {
         "protractor": make_protractor(collection.of_kind("key-geometry")),

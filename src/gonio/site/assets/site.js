@@ -31,6 +31,9 @@
         "chance-band": { color: token("--chance"), fillOpacity: 0.18, line: false },
         "chance-bar": { color: token("--chance"), strokeOpacity: 0.32, strokeWidth: 11 },
         "chance-label": { color: token("--ink-soft"), fontSize: 11, fontStyle: "italic" },
+        "chance-tick": { color: token("--chance") },
+        mean: { color: token("--c2") },
+        median: { color: ink },
         cell: { stroke: token("--paper"), strokeWidth: 1 },
       },
     };
