@@ -9,9 +9,10 @@ for name in chromium chromium-browser google-chrome; do
     if command -v "$name" >/dev/null 2>&1; then browser=$name; fi
 done
 [ -n "${browser:-}" ] || missing="chromium"
-if ! command -v coqc >/dev/null 2>&1 || ! command -v make >/dev/null 2>&1; then
-    missing="$missing make coq libcoq-mathcomp-analysis libcoq-mathcomp-algebra-tactics"
-fi
+for package in make coq libcoq-mathcomp-analysis libcoq-mathcomp-real-closed \
+    libcoq-mathcomp-algebra-tactics libcoq-coquelicot; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
+done
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

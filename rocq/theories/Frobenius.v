@@ -93,6 +93,10 @@ Proof. by rewrite !frobE mdotZl mdotZr; ring. Qed.
 Lemma frob_tr m n (A : 'M[R]_(m, n)) : frobeniusSq A^T = frobeniusSq A.
 Proof. by rewrite !frobE mdot_tr. Qed.
 
+Lemma frobD m n (A B : 'M[R]_(m, n)) :
+  frobeniusSq (A + B) = frobeniusSq A + 2%:R * mdot A B + frobeniusSq B.
+Proof. by rewrite !frobE mdotDl !mdotDr (mdotC B A); ring. Qed.
+
 Lemma frobB m n (A B : 'M[R]_(m, n)) :
   frobeniusSq (A - B) = frobeniusSq A - 2%:R * mdot A B + frobeniusSq B.
 Proof. by rewrite !frobE mdotBl !mdotBr (mdotC B A); ring. Qed.
@@ -119,6 +123,15 @@ Lemma frob_mull_orth m n p (A : 'M[R]_(p, n)) (Q : 'M[R]_(m, p)) :
   Q^T *m Q = 1%:M -> frobeniusSq (Q *m A) = frobeniusSq A.
 Proof. by move=> hQ; rewrite !frobE mdot_mull mulmxA hQ mul1mx. Qed.
 
+(* Pythagoras for the projection A Q^T Q on the span of the orthonormal rows of Q *)
+Lemma frob_proj m n p (A : 'M[R]_(m, n)) (Q : 'M[R]_(p, n)) : Q *m Q^T = 1%:M ->
+  frobeniusSq A = frobeniusSq (A *m Q^T) + frobeniusSq (A - A *m Q^T *m Q).
+Proof. by move=> hQ; rewrite frobB mdot_mulr (frob_mulr_orth _ hQ) !frobE; ring. Qed.
+
+Lemma frob_proj_le m n p (A : 'M[R]_(m, n)) (Q : 'M[R]_(p, n)) : Q *m Q^T = 1%:M ->
+  frobeniusSq (A *m Q^T) <= frobeniusSq A.
+Proof. by move=> hQ; rewrite (frob_proj A hQ) ler_addl frob_ge0. Qed.
+
 Lemma frob_rows m n (A : 'M[R]_(m, n)) : frobeniusSq A = \sum_i frobeniusSq (row i A).
 Proof.
 apply: eq_bigr => i _; rewrite /frobeniusSq big_ord1.
@@ -144,6 +157,16 @@ Qed.
 (* a frame of k orthonormal columns has energy k *)
 Lemma frob_frame k n (U : 'M[R]_(n, k)) : U^T *m U = 1%:M -> frobeniusSq U = k%:R.
 Proof. by move=> h; rewrite -frob_tr frobE mdotE trmxK h mxtrace1. Qed.
+
+(* orthonormal rows have unit length *)
+Lemma frob_row_orth k n (Q : 'M[R]_(k, n)) i : Q *m Q^T = 1%:M -> frobeniusSq (row i Q) = 1.
+Proof.
+move=> h; have := congr1 (fun A : 'M_(_, _) => A i i) h; rewrite !mxE eqxx mulr1n => <-.
+by rewrite /frobeniusSq big_ord1; apply: eq_bigr => j _; rewrite !mxE expr2.
+Qed.
+
+Lemma frob_scalar n (a : R) : frobeniusSq (a%:M : 'M[R]_n) = n%:R * a ^+ 2.
+Proof. by rewrite frobE mdotE tr_scalar_mx -scalar_mxM mxtrace_scalar mulr_natl expr2. Qed.
 
 (* a standard basis vector has unit length *)
 Lemma frob_delta n (i : 'I_n) : frobeniusSq (delta_mx i 0 : 'cV[R]_n) = 1.

@@ -39,6 +39,16 @@ Proof.
 by move=> hx; apply: sup_ub; [exists (frobeniusSq M); apply: rayleigh_ub | exists x].
 Qed.
 
+(* |M x|^2 <= |M|_2^2 |x|^2 for every x *)
+Lemma spectralSq_bound m n (M : 'M[R]_(m, n)) (x : 'cV[R]_n) :
+  frobeniusSq (M *m x) <= spectralSq M * frobeniusSq x.
+Proof.
+have [->|x0] := eqVneq x 0; first by rewrite mulmx0 !frobE !mdot0l mulr0.
+have := spectral_ub M (frob_normalize x0).
+rewrite -scalemxAr frobeniusSq_smul exprVn sqr_sqrtr ?frobeniusSq_nonneg //.
+by rewrite mulrC ler_pdivr_mulr // frob_gt0.
+Qed.
+
 (* an upper bound on every unit vector bounds the supremum *)
 Lemma spectral_le m n (M : 'M[R]_(m, n)) b : 0 <= b ->
   (forall x : 'cV[R]_n, frobeniusSq x = 1 -> frobeniusSq (M *m x) <= b) -> spectralSq M <= b.

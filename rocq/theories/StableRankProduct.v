@@ -1,4 +1,4 @@
-(* Rank goes down under products; stable rank does not.
+(* Rank goes down under products (LoraAlgebra, rank_product_le); stable rank does not.
    The counterexample is A = diag(1, e), B = diag(e, 1), so that A B = e I. *)
 From mathcomp Require Import all_ssreflect all_algebra.
 From mathcomp.algebra_tactics Require Import ring.
@@ -7,13 +7,6 @@ From Gonio Require Import Frobenius SpectralNorm StableRank.
 Set Implicit Arguments. Unset Strict Implicit. Unset Printing Implicit Defensive.
 Import Order.TTheory GRing.Theory Num.Theory.
 Local Open Scope ring_scope.
-
-(* The rank of a product is at most the smaller rank, hence at most the inner dimension r. *)
-Theorem rank_product_le (F : fieldType) r m n (B : 'M[F]_(m, r)) (A : 'M[F]_(r, n)) :
-  (\rank (B *m A) <= minn (\rank B) (\rank A) <= r)%N.
-Proof.
-by rewrite leq_min mxrankM_maxl mxrankM_maxr /= (leq_trans (geq_minl _ _)) // rank_leq_col.
-Qed.
 
 Section Counterexample.
 Variable R : realType.

@@ -27,6 +27,24 @@ def test_list_as_json_has_the_sentences():
     assert all(row["sentence"].endswith(".") for row in rows)
 
 
+def test_list_counts_and_filters():
+    whole = _gonio("list").stdout
+    assert whole.startswith(f"{len(load_catalogue())} statements: ")
+    assert "  E  Near the sign lattice: 3" in whole
+    chosen = _gonio("list", "--family", "A", "--status", "refuted", "--source", "lazy-rudder")
+    assert "stableRank_mul_le_min" in chosen.stdout
+    assert "stableRank_le_rank" not in chosen.stdout
+    rows = json.loads(_gonio("list", "--source", "lora-essay", "--json").stdout)["rows"]
+    assert {row["source"] for row in rows} == {"lora-essay"}
+
+
+def test_check_of_a_family_runs_its_statements():
+    result = _gonio("check", "--family", "G", "--examples", "5", "--json")
+    rows = json.loads(result.stdout)["tables"]["checks"]
+    assert [row["name"] for row in rows] == ["avg_amplification_eq_frob_div_sqrt"]
+    assert rows[0]["worst_margin"] > 0
+
+
 def test_show_prints_statement_and_erratum():
     result = _gonio("show", "srht_floor_d_independent")
     assert result.exit_code == 0
@@ -75,6 +93,8 @@ def test_a_toothless_check_exits_with_1(monkeypatch):
         ("check", "zero_int"),
         ("show", "zero_int"),
         ("list", "--family", "Z"),
+        ("list", "--status", "proven"),
+        ("list", "--source", "arxiv"),
         ("check", "--seed=-1"),
     ],
 )
@@ -85,7 +105,7 @@ def test_bad_input_exits_with_2(arguments):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["list", "show", "check"])
+@pytest.mark.parametrize("command", ["list", "show", "check", "errata"])
 def test_help_has_an_example_on_its_own_lines(command):
     lines = _gonio(command, "--help").stdout.splitlines()
     assert any(line.strip().startswith(f"gonio theorem {command}") for line in lines)

@@ -6,6 +6,7 @@ import pytest
 
 from gonio.errors import TheoremError
 from gonio.theorems import compute_status, compute_statuses, get_entry
+from gonio.theorems.status import weakest_proof
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,38 @@ def test_results_are_looked_up_by_check_and_proofs_by_declaration():
     statuses = compute_statuses(
         entries,
         {"stable_rank_at_most_rank": GOOD, "zero_init": GOOD},
-        {"stableRank_mul_le_min_counterexample": PROVED, "zero_init": PROVED},
+        {"stableRank_mul_le_min_counterexample": PROVED, "zero-init": PROVED},
     )
     assert statuses == {
         "stableRank_le_rank": "checked",
         "stableRank_mul_le_min": "refuted",
         "zero_init": "open",
     }
+
+
+@pytest.mark.parametrize(
+    ("main", "second", "word"),
+    [
+        (PROVED, PROVED, "proved"),
+        (PROVED, OPEN, "open"),
+        (STALE, PROVED, "stale"),
+        (OPEN, UNSOUND, "unsound"),
+        (PROVED, None, None),
+        (None, PROVED, None),
+        (None, UNSOUND, "unsound"),
+    ],
+)
+def test_the_weakest_declaration_counts(main, second, word):
+    entry = THEOREM.model_copy(update={"rocq": "main", "rocq_also": ("second",)})
+    proofs = {n: p for n, p in (("main", main), ("second", second)) if p is not None}
+    weakest = weakest_proof(entry, proofs)
+    assert (None if weakest is None else weakest.status) == word
+    assert compute_statuses([entry], {}, proofs)[entry.name] == {
+        "proved": "proved",
+        "unsound": "failed",
+    }.get(word, "open")
+
+
+def test_an_entry_without_declarations_has_no_proof():
+    entry = THEOREM.model_copy(update={"rocq": None})
+    assert weakest_proof(entry, {"stableRank_le_rank": PROVED}) is None

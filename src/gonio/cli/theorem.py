@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.theorem_lean import lean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,27 +29,34 @@ def theorem() -> None:
       gonio theorem list --family A
       gonio theorem show stableRank_le_rank
       gonio theorem check --examples 200
+      gonio theorem errata
     """
 
 
 @theorem.command("list")
 @_family_option
+@click.option("--status", metavar="WORD", help="Only statements of this status (proved, open ...).")
+@click.option("--source", metavar="NAME", help="Only statements of this source (moe-gauge ...).")
 @output_options
-def list_theorems(family: str | None, output: Output) -> None:
-    """Every statement, with the status its locked proof supports.
+def list_theorems(
+    family: str | None, status: str | None, source: str | None, output: Output
+) -> None:
+    """Every statement, with the status its locked proof supports, and how many there are.
 
     \b
     Example:
       gonio theorem list
+      gonio theorem list --family C --source moe-gauge
+      gonio theorem list --status refuted
     """
-    from gonio.theorems.tables import theorem_table
+    from gonio.theorems.tables import summarize, theorem_table
 
-    columns = ["name", "family", "status", "source_status"]
-    output.write_table(
-        "Statements; status from the proofs alone (`gonio theorem check` runs the checks)",
-        theorem_table(family),
-        columns,
-    )
+    table = theorem_table(family, status, source)
+    if output.form == "text":  # the longest names leave no room for longer headings
+        table = table.rename(columns={"source_status": "source says"})
+    columns = ["name", "family", "status", "source says"]
+    note = "status from the proofs alone; `gonio theorem check` runs the checks"
+    output.write_table(f"{summarize(table)}\n{note}", table, columns)
 
 
 @theorem.command("show")
@@ -108,6 +117,32 @@ def check(
         ctx.exit(1)
 
 
+@theorem.command("errata")
+@click.option(
+    "--output",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to FILE instead of standard output.",
+    metavar="FILE",
+)
+@click.option("--force", "overwrite", is_flag=True, help="Replace files that exist.")
+def errata(path: Path | None, overwrite: bool) -> None:
+    """Where the sources are wrong, vacuous or ambiguous, and what holds instead, as Markdown.
+
+    \b
+    Example:
+      gonio theorem errata --output docs/errata.md --force
+    """
+    from gonio.files import write_text
+    from gonio.theorems.errata import errata_page
+
+    refuse_existing(path, overwrite)
+    if path is None:
+        click.echo(errata_page(), nl=False)
+    else:
+        write_text(path, errata_page())
+
+
 def _report_failures(table: pd.DataFrame) -> bool:
     """Print what broke to standard error; whether anything did."""
     failed = table[table["status"] == "failed"]
@@ -120,3 +155,6 @@ def _report_failures(table: pd.DataFrame) -> bool:
             problem = "its proof is unsound"
         click.echo(f"{row['name']} failed\n  {problem}", err=True)
     return not failed.empty
+
+
+theorem.add_command(lean)

@@ -17,6 +17,7 @@ from gonio.site.formula import to_mathml
 from gonio.site.numbers import is_missing, rows_of, show, slug
 from gonio.theorems import Entry, Family, compute_status
 from gonio.theorems.rocq import ProofStatus
+from gonio.theorems.status import weakest_proof
 from gonio.theorems.tables import locked_proofs
 
 __all__ = ["STATUS_MEANINGS", "Card", "FamilyCount", "Use", "count_families", "make_cards"]
@@ -116,7 +117,7 @@ def make_cards(
     for family in families:
         for entry in family.entries:
             identifier, row = found.get(entry.name, (None, {}))
-            proof = proofs.get(entry.rocq) if entry.rocq else None
+            proof = weakest_proof(entry, proofs)
             cards.append(
                 Card(
                     entry=entry,
@@ -194,10 +195,13 @@ def _facts(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
 
 def _uses(entry: Entry, figure_links: Mapping[str, str], resting: Sequence[Use]) -> tuple[Use, ...]:
     uses = list(resting)
+    drawn = {use.href for use in resting}
     for name in entry.uses:
         kind, _, rest = name.partition(":")
         if kind == "figure":
-            uses.append(Use(f"figure {rest}", figure_links.get(slug(rest))))
+            href = figure_links.get(slug(rest))
+            if href is None or href not in drawn:  # else the figure says so itself
+                uses.append(Use(f"figure {rest}", href))
         elif kind == "column":
             uses.append(Use(f"column {rest}", None))
         else:

@@ -8,6 +8,8 @@ Running a check needs torch and Hypothesis, so it is imported on its own::
 from gonio.theorems.catalogue import (
     Entry,
     Family,
+    LeanDeclaration,
+    Measure,
     get_entry,
     load_catalogue,
     load_families,
@@ -18,6 +20,8 @@ from gonio.theorems.status import Status, compute_status, compute_statuses
 __all__ = [
     "Entry",
     "Family",
+    "LeanDeclaration",
+    "Measure",
     "Status",
     "compute_status",
     "compute_statuses",

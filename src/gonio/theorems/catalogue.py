@@ -7,21 +7,63 @@ status follows from what ran (:mod:`gonio.theorems.status`).
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from importlib.resources import files
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gonio.errors import TheoremError
 
-__all__ = ["Entry", "Family", "get_entry", "load_catalogue", "load_families", "select_entries"]
+__all__ = [
+    "Entry",
+    "Family",
+    "Kind",
+    "LeanDeclaration",
+    "Measure",
+    "Source",
+    "get_entry",
+    "load_catalogue",
+    "load_families",
+    "select_entries",
+]
 
 Text = Annotated[str, Field(min_length=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+Source = Literal["lazy-rudder", "moe-gauge", "lora-essay", "gonio"]
+Kind = Literal["theorem", "refuted", "empirical", "deprecated"]
 Use = Annotated[str, Field(pattern=r"^(gonio(\.\w+)+|(figure|column):\S+)$")]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LeanDeclaration(_Strict):
+    """The Lean declaration of the same name that a source publishes: a fact about the source.
+
+    Attributes:
+        file: File of the source that declares it.
+        line: Line of the declaration, null where the source does not print it.
+        kind: Word of the source for it.
+        url: Where the source shows it.
+        states: What it states there, in words and symbols of this catalogue; null where that is
+            the sentence itself, or not known.
+    """
+
+    file: Text
+    line: Annotated[int, Field(ge=1)] | None
+    kind: Text
+    url: Annotated[str, Field(pattern=r"^https://")]
+    states: Text | None
+
+
+class Measure(_Strict):
+    """A value of a record that measures what an entry is about."""
+
+    record: Text
+    value: Text
 
 
 class Entry(_Strict):
@@ -36,25 +78,55 @@ class Entry(_Strict):
         latex: The statement as a formula.
         erratum: What was wrong with the printed form, null if nothing was.
         kind: ``theorem`` for a claim gonio makes, ``refuted`` for a printed claim that is false
-            (``sentence`` then states the refutation), ``empirical`` for a measurement.
+            (``sentence`` then states the refutation), ``empirical`` for a measurement (its check
+            is one of the instrument), ``deprecated`` for a name its source has withdrawn.
         check: Name of the executable check, null if there is none.
         uses: What relies on it: dotted names of gonio, ``figure:NAME`` or ``column:TABLE.COLUMN``.
+        prerequisites: Names of the entries it follows from, or is read beside.
+        measured_by: Values of records that measure it; every empirical entry has one.
+        replaced_by: Entries that say what a deprecated name leads to; empty for all others.
+        lean: The declaration that the source publishes, null if it publishes none.
         rocq: Name of the Rocq declaration, null if there is none.
-        rocq_gap: What the Rocq declaration leaves out of the sentence, null if nothing.
+        rocq_also: Further declarations that prove parts or other forms of the sentence.
+        rocq_gap: What the Rocq declarations leave out of the sentence, null if nothing.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")]
+    name: Name
     family: Annotated[str, Field(pattern=r"^[A-J]$")]
-    source: Literal["lazy-rudder", "moe-gauge", "lora-essay", "gonio"]
+    source: Source
     source_status: Text
     sentence: Text
     latex: Text
     erratum: Text | None
-    kind: Literal["theorem", "refuted", "empirical"]
+    kind: Kind
     check: Text | None
     uses: tuple[Use, ...]
+    prerequisites: tuple[Name, ...]
+    measured_by: tuple[Measure, ...]
+    replaced_by: tuple[Name, ...]
+    lean: LeanDeclaration | None
     rocq: Text | None
-    rocq_gap: Text | None = None
+    rocq_also: tuple[Text, ...]
+    rocq_gap: Text | None
+
+    @property
+    def declarations(self) -> tuple[str, ...]:
+        """Every Rocq declaration that stands for the entry, the main one first."""
+        return () if self.rocq is None else (self.rocq, *self.rocq_also)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.kind in ("refuted", "deprecated") and self.erratum is None:
+            raise ValueError(f"{self.name} is {self.kind} and has no erratum")
+        if self.kind == "empirical" and not self.measured_by:
+            raise ValueError(f"{self.name} is empirical and names no record that measures it")
+        if self.kind in ("empirical", "deprecated") and self.rocq is not None:
+            raise ValueError(f"{self.name} is {self.kind} and cannot have a proof")
+        if (self.kind == "deprecated") != bool(self.replaced_by):
+            raise ValueError(f"{self.name}: deprecated names, and no others, are replaced_by some")
+        if self.rocq is None and (self.rocq_also or self.rocq_gap is not None):
+            raise ValueError(f"{self.name} has parts or a gap of a proof it does not have")
+        return self
 
 
 class Family(_Strict):
@@ -70,7 +142,8 @@ def load_families() -> tuple[Family, ...]:
 
     Raises:
         TheoremError: A data file does not follow the schema, an entry is filed under another
-            letter than its own, or a name occurs twice.
+            letter than its own, a name occurs twice, or an entry refers to one that is not there
+            or to itself, directly or in a circle.
     """
     folder = files("gonio.theorems") / "catalogue"
     paths = sorted((p for p in folder.iterdir() if p.name.endswith(".json")), key=lambda p: p.name)
@@ -79,6 +152,7 @@ def load_families() -> tuple[Family, ...]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TheoremError(f"the catalogue names {', '.join(repeated)} more than once")
+    _check_references({entry.name: entry for family in families for entry in family.entries})
     return families
 
 
@@ -104,26 +178,46 @@ def get_entry(name: str) -> Entry:
 
 
 def select_entries(
-    names: tuple[str, ...] | None = None, family: str | None = None
+    names: tuple[str, ...] | None = None,
+    family: str | None = None,
+    source: Source | None = None,
 ) -> tuple[Entry, ...]:
-    """Entries by name (in the order asked for), by family letter, or both; all by default.
+    """Entries by name (in the order asked for), family letter and source; all by default.
 
     Raises:
-        TheoremError: A name or a letter is unknown, or nothing satisfies both.
+        TheoremError: A name or a letter is unknown, or nothing satisfies all that is asked.
     """
     entries = tuple(get_entry(name) for name in names) if names else load_catalogue()
-    if family is None:
-        return entries
-    letters = {found.letter: found.name for found in load_families()}
-    if family.upper() not in letters:
-        known = "\n".join(f"  {letter}  {title}" for letter, title in letters.items())
-        raise TheoremError(f"no family of theorems is called {family!r}; there are\n{known}")
-    chosen = tuple(entry for entry in entries if entry.family == family.upper())
+    if family is not None:
+        letters = {found.letter: found.name for found in load_families()}
+        if family.upper() not in letters:
+            known = "\n".join(f"  {letter}  {title}" for letter, title in letters.items())
+            raise TheoremError(f"no family of theorems is called {family!r}; there are\n{known}")
+    chosen = tuple(
+        entry
+        for entry in entries
+        if (family is None or entry.family == family.upper())
+        and (source is None or entry.source == source)
+    )
     if not chosen:
-        raise TheoremError(
-            f"none of {', '.join(entry.name for entry in entries)} is in family {family.upper()}"
-        )
+        asked = ", ".join(names) if names else "the statements"
+        where = [f"in family {family.upper()}"] if family else []
+        where += [f"from {source}"] if source else []
+        raise TheoremError(f"none of {asked} is {' and '.join(where)}")
     return chosen
+
+
+def _check_references(entries: Mapping[str, Entry]) -> None:
+    for entry in entries.values():
+        for name in (*entry.prerequisites, *entry.replaced_by):
+            if name not in entries:
+                raise TheoremError(f"the catalogue entry {entry.name} refers to {name}, not in it")
+    graph = {name: set(entry.prerequisites) for name, entry in entries.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = " <- ".join(error.args[1])
+        raise TheoremError(f"the catalogue's prerequisites run in a circle: {circle}") from error
 
 
 def _read_family(file_name: str, text: str) -> Family:

@@ -16,12 +16,19 @@ The words, strongest claim first:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, TypeVar, get_args
 
 from gonio.errors import TheoremError
 from gonio.theorems.catalogue import Entry
 
-__all__ = ["CheckOutcome", "Proof", "Status", "compute_status", "compute_statuses"]
+__all__ = [
+    "CheckOutcome",
+    "Proof",
+    "Status",
+    "compute_status",
+    "compute_statuses",
+    "weakest_proof",
+]
 
 Status = Literal["proved", "proved-weaker", "refuted", "checked", "empirical", "open", "failed"]
 ProofWord = Literal["proved", "open", "stale", "unsound"]
@@ -37,6 +44,9 @@ class Proof(Protocol):
     @property
     def axioms(self) -> Sequence[str]:
         """Axioms the proof rests on, as the prover prints them."""
+
+
+P = TypeVar("P", bound=Proof)
 
 
 class CheckOutcome(Protocol):
@@ -63,7 +73,7 @@ def compute_status(entry: Entry, check_result: CheckOutcome | None, proof: Proof
     Args:
         entry: The statement.
         check_result: What its check reported, None if it has not run.
-        proof: What the prover reported of ``entry.rocq``, None if nothing.
+        proof: What the prover reported of the weakest of its declarations, None if nothing.
 
     Raises:
         TheoremError: The proof's status is a word this version does not know.
@@ -101,10 +111,30 @@ def compute_statuses(
         entry.name: compute_status(
             entry,
             check_results.get(entry.check) if entry.check else None,
-            proofs.get(entry.rocq) if entry.rocq else None,
+            weakest_proof(entry, proofs),
         )
         for entry in entries
     }
+
+
+def weakest_proof(entry: Entry, proofs: Mapping[str, P]) -> P | None:
+    """What the prover reported of the declaration of an entry that it supports least.
+
+    An unsound one first; then one that it does not know, which is None; then one that is open or
+    stale. Of declarations that are all proved, the main one.
+
+    Args:
+        entry: The statement.
+        proofs: By Rocq declaration name.
+    """
+    found = [proofs.get(name) for name in entry.declarations]
+    unsound = [proof for proof in found if proof is not None and proof.status == "unsound"]
+    if unsound:
+        return unsound[0]
+    if None in found or not found:
+        return None
+    known = [proof for proof in found if proof is not None]
+    return next((proof for proof in known if proof.status != "proved"), known[0])
 
 
 def _known_word(entry: Entry, proof: Proof) -> str:

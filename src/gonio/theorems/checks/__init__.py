@@ -1,4 +1,4 @@
-"""Executable checks: one module per family, all of them in one literal registry."""
+"""Executable checks: one module per topic, all of them in one literal registry."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ from types import MappingProxyType
 from typing import Any
 
 from gonio.theorems.checks import (
+    amplification,
     attention,
+    capacity,
     floors,
+    gains,
     gauge,
+    lattice,
     lora,
-    norms_and_ranks,
-    overlap_and_stable_rank,
+    low_rank_energy,
+    moments,
+    norms,
+    overlap,
+    ranks,
     residual,
+    rope,
+    selection,
     sign_quantization,
+    stable_rank,
+    updates,
+    weight_rotations,
 )
 from gonio.theorems.checks.check import Check, Mutant
 
@@ -24,14 +36,26 @@ CHECKS: Mapping[str, Check[Any]] = MappingProxyType(
     {
         check.name: check
         for check in (
-            *norms_and_ranks.CHECKS,
-            *overlap_and_stable_rank.CHECKS,
+            *norms.CHECKS,
+            *ranks.CHECKS,
+            *stable_rank.CHECKS,
+            *low_rank_energy.CHECKS,
+            *updates.CHECKS,
+            *overlap.CHECKS,
+            *gains.CHECKS,
             *sign_quantization.CHECKS,
+            *moments.CHECKS,
             *floors.CHECKS,
             *gauge.CHECKS,
+            *rope.CHECKS,
+            *selection.CHECKS,
+            *lattice.CHECKS,
             *residual.CHECKS,
+            *amplification.CHECKS,
             *attention.CHECKS,
+            *weight_rotations.CHECKS,
             *lora.CHECKS,
+            *capacity.CHECKS,
         )
     }
 )

@@ -1,15 +1,16 @@
-"""Family H: how far attention weights move when scores move."""
+"""Family H: how far attention weights and outputs move when scores and values move."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from hypothesis import strategies as st
 
-from gonio.theorems.checks.cases import IntVector, int_vectors
-from gonio.theorems.checks.check import Check, Mutant, bound_margin, close_margin
+from gonio.theorems.checks.cases import IntMatrix, IntVector, int_matrices, int_vectors, to_tensor
+from gonio.theorems.checks.check import Check, Mutant, bound_margin, close_margin, exact_margin
 
 __all__ = ["CHECKS"]
 
@@ -79,6 +80,88 @@ def _sharp_far_apart(case: _Constant) -> float:
     return bound_margin(case.value * 2.0, distance)
 
 
+@dataclass(frozen=True)
+class _Head:
+    """One query against keys and values (one per row), and changes of both, scaled down."""
+
+    query: IntVector
+    keys: IntMatrix
+    key_changes: IntMatrix
+    values: IntMatrix
+    value_changes: IntMatrix
+    exponents: tuple[int, int]
+
+
+@st.composite
+def _heads(draw: st.DrawFn) -> _Head:
+    head_dim, tokens, value_dim = (draw(st.integers(1, 4)) for _ in range(3))
+    keys, values = int_matrices(tokens, head_dim), int_matrices(tokens, value_dim)
+    key_exponents, value_exponents = (
+        st.sampled_from((0, -1, -4, -20)),
+        st.sampled_from((0, -9, -40)),
+    )
+    return _Head(
+        draw(int_vectors(head_dim)),
+        draw(keys),
+        draw(keys),
+        draw(values),
+        draw(values),
+        (draw(key_exponents), draw(value_exponents)),
+    )
+
+
+def _output_distortion(case: _Head, share: float = 0.5) -> float:
+    """Every output coordinate, the weights, and the scores, each against its bound."""
+    query, keys, values = to_tensor(case.query), to_tensor(case.keys), to_tensor(case.values)
+    key_error = to_tensor(case.key_changes) * 2.0 ** case.exponents[0]
+    value_error = to_tensor(case.value_changes) * 2.0 ** case.exponents[1]
+    scale = len(case.query) ** -0.5
+    scores, moved = scale * keys @ query, scale * (keys + key_error) @ query
+    before, after = torch.softmax(scores, dim=-1), torch.softmax(moved, dim=-1)
+    shift = (moved - scores).abs().max().item()
+    largest = (scale * query.norm() * key_error.norm(dim=-1)).max().item()
+    turned = _distance(scores, moved)
+    spread = values.amax(dim=0) - values.amin(dim=0)
+    error = (after @ (values + value_error) - before @ values).abs()
+    bounds = share * turned * spread + value_error.abs().amax(dim=0)
+    rounding = 64 * _EPS * (1.0 + values.abs().max().item() + value_error.abs().max().item())
+    pairs = zip(error.tolist(), bounds.tolist(), strict=True)
+    return min(
+        *(bound_margin(e, b, rounding) for e, b in pairs),
+        bound_margin(turned, shift, 64 * _EPS),
+        bound_margin(shift, largest, 64 * _EPS * (1.0 + scores.abs().max().item() + largest)),
+    )
+
+
+@dataclass(frozen=True)
+class _Laws:
+    """Two laws on the same tokens, as nonnegative weights to be normalized."""
+
+    before: IntVector
+    after: IntVector
+
+    def normalized(self) -> tuple[list[Fraction], list[Fraction]]:
+        before, after = (
+            [Fraction(x, sum(weights)) for x in weights] for weights in (self.before, self.after)
+        )
+        return before, after
+
+
+@st.composite
+def _laws(draw: st.DrawFn) -> _Laws:
+    weights = st.tuples(*[st.integers(0, 9)] * draw(st.integers(1, 5))).filter(any)
+    return _Laws(draw(weights), draw(weights))
+
+
+def _half_is_attained(case: _Laws, factor: Fraction = Fraction(1, 2)) -> float:
+    """Values 1 where the weight fell and 0 elsewhere, of range at most 1, move by |dp|_1 / 2."""
+    before, after = case.normalized()
+    differences = [p - q for p, q in zip(before, after, strict=True)]
+    moved = sum((d for d in differences if d > 0), Fraction(0))
+    total = sum((abs(d) for d in differences), Fraction(0))
+    return exact_margin(moved, factor * total)
+
+
 CHECKS = (
     Check(
         name="softmax_is_one_lipschitz",
@@ -100,6 +183,28 @@ CHECKS = (
         mutant=Mutant(
             "Every constant below 1 is already exceeded by two scores that are 2 apart.",
             _sharp_far_apart,
+        ),
+    ),
+    Check(
+        name="attention_output_moves_little",
+        arithmetic="float64",
+        tried="up to 4 integer keys and values, changed at scales 2**-40 to 1",
+        cases=_heads(),
+        margin=_output_distortion,
+        mutant=Mutant(
+            "A quarter of the movement of the weights is enough.",
+            lambda case: _output_distortion(case, share=0.25),
+        ),
+    ),
+    Check(
+        name="half_the_weight_is_attained",
+        arithmetic="exact",
+        tried="pairs of rational laws on 1 to 5 tokens",
+        cases=_laws(),
+        margin=_half_is_attained,
+        mutant=Mutant(
+            "The constant 1/2 could be 2/5.",
+            lambda case: _half_is_attained(case, Fraction(2, 5)),
         ),
     ),
 )

@@ -14,7 +14,9 @@ __all__ = [
     "PI_HIGH",
     "PI_LOW",
     "Matrix",
+    "Number",
     "Vector",
+    "add",
     "columns",
     "dot",
     "elementary_symmetric",
@@ -22,9 +24,12 @@ __all__ = [
     "gram",
     "identity",
     "is_nonnegative_definite",
+    "l1",
     "matmul",
+    "outer",
     "rank",
     "reflection",
+    "rotation",
     "scale",
     "signed_shifts",
     "subtract",
@@ -46,6 +51,11 @@ def dot(left: Iterable[Number], right: Iterable[Number]) -> Number:
     return sum((x * y for x, y in zip(left, right, strict=True)), 0)
 
 
+def l1(vector: Iterable[Number]) -> Fraction:
+    """Sum of absolute values."""
+    return sum((Fraction(x if x >= 0 else -x) for x in vector), Fraction(0))
+
+
 def transpose(matrix: Matrix) -> Matrix:
     """Rows become columns."""
     return tuple(zip(*matrix, strict=True))
@@ -60,6 +70,16 @@ def matmul(left: Matrix, right: Matrix) -> Matrix:
 def scale(factor: Number, matrix: Matrix) -> Matrix:
     """Every entry times ``factor``."""
     return tuple(tuple(factor * x for x in row) for row in matrix)
+
+
+def add(left: Matrix, right: Matrix) -> Matrix:
+    """Entrywise sum."""
+    return subtract(left, scale(-1, right))
+
+
+def outer(left: Vector, right: Vector) -> Matrix:
+    """The matrix ``u v^T``."""
+    return tuple(tuple(x * y for y in right) for x in left)
 
 
 def subtract(left: Matrix, right: Matrix) -> Matrix:
@@ -146,6 +166,11 @@ def reflection(normal: Sequence[int]) -> Matrix:
         tuple(int(i == j) - Fraction(2 * x * y, squared) for j, y in enumerate(normal))
         for i, x in enumerate(normal)
     )
+
+
+def rotation(normals: tuple[Sequence[int], Sequence[int]]) -> Matrix:
+    """The product of two reflections: an orthogonal matrix of rationals."""
+    return matmul(reflection(normals[0]), reflection(normals[1]))
 
 
 def signed_shifts(size: int) -> Iterator[tuple[tuple[int, int], ...]]:

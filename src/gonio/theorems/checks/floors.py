@@ -1,80 +1,33 @@
-"""Family C: what the 1-bit cosine is on average, for Gaussian entries and random directions."""
+"""Family C: what the 1-bit cosine of random directions is on average."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import product as cartesian
 
 import torch
 from hypothesis import strategies as st
-from scipy.integrate import quad
 
 from gonio.linalg.chance import sign_cosine_of_random_direction
 from gonio.linalg.rotations import haar_rotation, hadamard_matrix, has_hadamard
-from gonio.quant.sign import sign_beta, sign_cosine
+from gonio.quant.sign import sign_cosine
 from gonio.theorems.checks.cases import generator, seeds
-from gonio.theorems.checks.check import Check, Mutant, close_margin, exact_margin, z_margin
+from gonio.theorems.checks.check import (
+    Check,
+    Mutant,
+    bound_margin,
+    close_margin,
+    exact_margin,
+    z_margin,
+)
 from gonio.theorems.checks.exact import PI_HIGH, PI_LOW
 
 __all__ = ["CHECKS"]
 
 _DRAWS = 1000
 _C_INFINITY = math.sqrt(2.0 / math.pi)
-
-
-# --- (E|X|)^2 / E X^2 = 2 / pi for a Gaussian -----------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Gaussian:
-    """Standard deviation ``numerator / 8``, and vectors of ``size`` such entries."""
-
-    numerator: int
-    size: int
-    seed: int
-
-    @property
-    def sigma(self) -> float:
-        return self.numerator / 8
-
-
-_gaussians = st.builds(_Gaussian, st.integers(1, 64), st.integers(1, 64), seeds)
-
-
-def _moment_ratio(sigma: float) -> tuple[float, float]:
-    """``(E|X|)^2 / E X^2`` by integrating the density, and its error bound."""
-
-    def density(x: float) -> float:
-        return math.exp(-0.5 * (x / sigma) ** 2) / (sigma * math.sqrt(2.0 * math.pi))
-
-    # Beyond 40 sigma the density is below the smallest double.
-    top = 40.0 * sigma
-    first, first_error = quad(lambda x: 2.0 * x * density(x), 0.0, top, epsabs=0.0, epsrel=1e-12)
-    second, second_error = quad(
-        lambda x: 2.0 * x * x * density(x), 0.0, top, epsabs=0.0, epsrel=1e-12
-    )
-    ratio = first**2 / second
-    return ratio, ratio * (2.0 * first_error / first + second_error / second) + 1e-14
-
-
-def _gaussian_ratio(case: _Gaussian) -> float:
-    ratio, error = _moment_ratio(case.sigma)
-    normal = torch.randn(_DRAWS, case.size, dtype=torch.float64, generator=generator(case.seed))
-    beta = sign_beta(case.sigma * normal)
-    # Of d Gaussian entries the energy kept is 2/pi + (1 - 2/pi)/d on average: the ratio, for d
-    # large, and exactly 1 for d = 1.
-    expected = 2.0 / math.pi + (1.0 - 2.0 / math.pi) / case.size
-    standard_error = beta.std().item() / math.sqrt(_DRAWS)
-    return min(
-        close_margin(abs(ratio - 2.0 / math.pi), error),
-        z_margin(beta.mean().item() - expected, standard_error),
-    )
-
-
-def _gaussian_ratio_is_seven_elevenths(case: _Gaussian) -> float:
-    ratio, error = _moment_ratio(case.sigma)
-    return close_margin(abs(ratio - 7.0 / 11.0), error)
 
 
 # --- E cos(Rk) = c_d for a spherically symmetric k ------------------------------------------
@@ -124,6 +77,57 @@ def _floor_of_cube_vertices(case: _Direction) -> float:
     bits = torch.randint(0, 2, (_DRAWS, case.size), generator=generator(case.seed))
     vertices = 2.0 * bits.to(torch.float64) - 1.0
     return _mean_cosine_margin(case, vertices, torch.eye(case.size, dtype=torch.float64))
+
+
+# --- covariance I is not enough -------------------------------------------------------------
+
+
+def _vertices(size: int) -> list[tuple[int, ...]]:
+    """The vertices {-1, 1}^d, each as likely as any other."""
+    return list(cartesian((1, -1), repeat=size))
+
+
+def _vertices_are_isotropic(size: int) -> float:
+    """Mean 0, covariance I, and squared 1-bit cosine 1 at every vertex: not c_d^2 < 1."""
+    vertices = _vertices(size)
+    products = [
+        (Fraction(sum(v[i] * v[j] for v in vertices), len(vertices)), int(i == j))
+        for i in range(size)
+        for j in range(size)
+    ]
+    means = [Fraction(sum(v[i] for v in vertices), len(vertices)) for i in range(size)]
+    return min(
+        *(exact_margin(value, expected) for value, expected in products),
+        *(exact_margin(value, 0) for value in means),
+        *(exact_margin(_squared_cosine(v), 1) for v in vertices),
+        float(1 - _square_bounds(size)[1]) or -1.0,
+    )
+
+
+def _squared_cosine(vector: tuple[int, ...]) -> Fraction:
+    return Fraction(sum(map(abs, vector)) ** 2, len(vector) * sum(x * x for x in vector))
+
+
+def _vertices_reach_the_floor(size: int) -> float:
+    """The printed claim for this law and R = I: the mean cosine is c_d."""
+    vertices = _vertices(size)
+    mean = sum((_squared_cosine(v) for v in vertices), Fraction(0)) / len(vertices)
+    return bound_margin(float(mean), float(_square_bounds(size)[1]))
+
+
+# --- the floor is not 0 ---------------------------------------------------------------------
+
+
+def _floor_is_positive(size: int, least: Fraction = Fraction(0)) -> float:
+    """Signs of d Gaussian entries lose ``(1 - 2/pi) (1 - 1/d)`` of their mean squared cosine.
+
+    Whatever d, the limit ``1 - 2/pi`` stays above ``least``; c_d^2 is at most the mean of the
+    squared cosine, so that loss is at least what is lost here.
+    """
+    limit = 1 - 2 / PI_LOW  # a lower bound, since PI_LOW < pi
+    lost = limit * (1 - Fraction(1, size))
+    jensen = bound_margin(float(_square_bounds(size)[0]), float(1 - lost), 1e-15)
+    return min(float(limit - least) or -1.0, jensen)
 
 
 # --- c_d decreases strictly to sqrt(2 / pi) -------------------------------------------------
@@ -179,16 +183,6 @@ def _odd_start() -> float:
 
 CHECKS = (
     Check(
-        name="gaussian_moment_ratio",
-        arithmetic="simulation",
-        tried="densities of sigma 1/8 to 8 integrated; 1000 vectors of 1 to 64 entries simulated",
-        cases=_gaussians,
-        margin=_gaussian_ratio,
-        mutant=Mutant(
-            "The ratio is 7/11 (pi rounded to 22/7).", _gaussian_ratio_is_seven_elevenths
-        ),
-    ),
-    Check(
         name="isotropic_floor",
         arithmetic="simulation",
         tried="1000 heavy-tailed directions in R^1 to R^64; identity, Haar, Hadamard rotations",
@@ -197,6 +191,28 @@ CHECKS = (
         mutant=Mutant(
             "The same for every law with covariance I, under the identity rotation.",
             _floor_of_cube_vertices,
+        ),
+    ),
+    Check(
+        name="isotropy_is_not_enough",
+        arithmetic="exact",
+        tried="the uniform law on the vertices of the cube in R^2 to R^7, enumerated",
+        cases=st.integers(2, 7),
+        margin=_vertices_are_isotropic,
+        mutant=Mutant(
+            "The printed claim: a law of covariance I has mean cosine c_d under R = I.",
+            _vertices_reach_the_floor,
+        ),
+    ),
+    Check(
+        name="isotropic_floor_is_positive",
+        arithmetic="exact",
+        tried="rational bounds of pi, and c_d^2 in dimensions 1 to 400",
+        cases=st.integers(1, 400),
+        margin=_floor_is_positive,
+        mutant=Mutant(
+            "The limit is at least 0.37.",
+            lambda size: _floor_is_positive(size, least=Fraction(37, 100)),
         ),
     ),
     Check(

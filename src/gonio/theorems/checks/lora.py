@@ -1,15 +1,16 @@
-"""Family J: gradients and initialization of the factors of a low-rank update."""
+"""Family J: gradients, initialization and number of the factors of a low-rank update."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
 from gonio.theorems.checks.cases import IntMatrix, int_matrices, to_tensor
-from gonio.theorems.checks.check import Check, Mutant, close_margin, iff_margin
+from gonio.theorems.checks.check import Check, Mutant, close_margin, exact_margin, iff_margin
 
 __all__ = ["CHECKS"]
 
@@ -128,6 +129,29 @@ def _zero_factor_keeps_still(case: _Layer) -> float:
     return iff_margin(g.lora_b_grad.norm().item() < 1e-9, True)
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """Output and input features of a weight, and the rank of its update."""
+
+    out_features: int
+    in_features: int
+    rank: int
+
+
+_features = st.sampled_from((1, 2, 3, 7, 64, 1000, 4096))
+_shapes = st.builds(_Shape, _features, _features, st.integers(1, 64))
+
+
+def _parameter_gain(case: _Shape, gain: Fraction) -> float:
+    """Numbers of the weight over those of the factors, counted; above 1 below a rank."""
+    m, n = case.out_features, case.in_features
+    weight = torch.empty(m, n, device="meta")
+    factors = torch.empty(m, case.rank, device="meta"), torch.empty(case.rank, n, device="meta")
+    counted = Fraction(weight.numel(), sum(factor.numel() for factor in factors))
+    is_smaller = case.rank * (m + n) < m * n
+    return min(exact_margin(counted, gain), iff_margin(counted > 1, is_smaller))
+
+
 CHECKS = (
     Check(
         name="gradients_of_factors",
@@ -147,5 +171,24 @@ CHECKS = (
         cases=_layers(),
         margin=_zero_init,
         mutant=Mutant("With B = 0 it is B's own gradient that vanishes.", _zero_factor_keeps_still),
+    ),
+    Check(
+        name="parameters_saved",
+        arithmetic="exact",
+        tried="weights of 1 to 4096 features either way, ranks 1 to 64, counted",
+        cases=_shapes,
+        margin=lambda case: _parameter_gain(
+            case,
+            Fraction(
+                case.out_features * case.in_features,
+                case.rank * (case.out_features + case.in_features),
+            ),
+        ),
+        mutant=Mutant(
+            "The gain is min(m, n)/r: 100 for m = n = 1000 and r = 10.",
+            lambda case: _parameter_gain(
+                case, Fraction(min(case.out_features, case.in_features), case.rank)
+            ),
+        ),
     ),
 )

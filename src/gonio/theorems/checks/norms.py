@@ -1,4 +1,4 @@
-"""Family A, the groundwork: squared norms, their scaling, ranks of products and ratios of norms."""
+"""Family A, the groundwork: squared norms, their scaling, and ratios of quadratic forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from fractions import Fraction
 import torch
 from hypothesis import strategies as st
 
-from gonio.linalg.lowrank import factored_singular_values
 from gonio.linalg.spectrum import frobenius_norm, spectral_norm, spectral_tolerance
 from gonio.theorems.checks import exact
 from gonio.theorems.checks.cases import IntMatrix, int_matrices, to_tensor
@@ -120,39 +119,6 @@ def _ratio_invariant(case: _Forms, is_affine: bool = False) -> float:
     return exact_margin(after[0] * before[1], before[0] * after[1])
 
 
-@dataclass(frozen=True)
-class _Factors:
-    """Factors of a low-rank product."""
-
-    lora_b: IntMatrix
-    lora_a: IntMatrix
-
-
-@st.composite
-def _factor_pairs(draw: st.DrawFn) -> _Factors:
-    inner = draw(st.integers(1, 3))
-    return _Factors(draw(int_matrices(cols=inner)), draw(int_matrices(rows=inner)))
-
-
-def _product_rank(case: _Factors, slack: int = 0) -> float:
-    """``rank(BA) <= min(rank B, rank A) - slack`` in rationals."""
-    bound = min(exact.rank(case.lora_b), exact.rank(case.lora_a)) - slack
-    product = exact.rank(exact.matmul(case.lora_b, case.lora_a))
-    return bound_margin(float(product), float(bound))
-
-
-def _product_rank_with_twin(case: _Factors) -> float:
-    b, a = to_tensor(case.lora_b), to_tensor(case.lora_a)
-    # Rounding of a product is relative to its factors: B A may cancel to nothing but rounding, of
-    # which a rank relative to its own largest singular value would be made up.
-    largest = (b.norm() * a.norm()).item()
-    rounding = spectral_tolerance(largest, sum(b.shape) + sum(a.shape), torch.float64)
-    rank = int((factored_singular_values(b, a) > rounding).sum())
-    exactly = exact.rank(exact.matmul(case.lora_b, case.lora_a))
-    inner = bound_margin(float(exactly), float(len(case.lora_a)))
-    return min(_product_rank(case), inner, iff_margin(rank == exactly, True))
-
-
 CHECKS = (
     Check(
         name="frobenius_nonnegative",
@@ -207,17 +173,6 @@ CHECKS = (
         mutant=Mutant(
             "The same for quadratic forms plus a constant.",
             lambda case: _ratio_invariant(case, is_affine=True),
-        ),
-    ),
-    Check(
-        name="rank_of_product",
-        arithmetic="exact",
-        tried="integer factors of inner dimension 1 to 3, rank by elimination in rationals",
-        cases=_factor_pairs(),
-        margin=_product_rank_with_twin,
-        mutant=Mutant(
-            "The rank of the product is below both ranks.",
-            lambda case: _product_rank(case, slack=1),
         ),
     ),
 )
