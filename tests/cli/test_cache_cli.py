@@ -53,8 +53,39 @@ def test_evaluation_prints_both_protocols_with_controls(codec, tiny_folder):
     bits = methods.set_index("method")["bits_per_element"]
     assert set(bits["one"]) == {3.0}  # head_dim 8: one byte of signs and a float16 scale
     assert content["record"]["settings"]["codecs"]["one"]["rotation"] == "learned"
-    text = run("evaluate", str(tiny_folder), "--codec", codec, *sizes)
-    assert max(len(line) for line in text.stdout.splitlines()) <= 80
+    assert {"recall", "allocation", "memory", "lengths"} <= content["tables"].keys()
+    assert "pairs" not in content["tables"]  # there is no second codec
+
+
+def test_two_codecs_are_compared_in_tables_of_80_columns(codec, tiny_folder, tmp_path):
+    other = tmp_path / "keys-no-rotate.safetensors"
+    made = run("calibrate", str(tiny_folder), "--rotation", "none", "--out", str(other), *SIZES)
+    assert made.exit_code == 0, made.output
+    sizes = ["--evaluation-tokens", "256", "--window", "64", "--prefill", "32"]
+    sizes += ["--lengths", "128", "--recall", "128", "--allocation-tokens", "600"]
+    result = run("evaluate", str(tiny_folder), "--codec", codec, "--codec", str(other), *sizes)
+    assert result.exit_code == 0, result.output
+    assert max(len(line) for line in result.stdout.splitlines()) <= 80
+    for title in ("Scores, cache", "Context lengths", "Pairs", "Recall", "Memory", "allocated"):
+        assert title in result.stdout
+    assert "…" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["--lengths", "long"], "no list of lengths"),
+        (["--recall", "1"], "at least 2 tokens"),
+        (["--lengths", "256"], "has 128 tokens"),
+        (["--recall", "60"], "no room for text"),
+    ],
+    ids=["words", "one token", "longer than the text", "shorter than the passage"],
+)
+def test_wrong_lengths_are_refused(codec, tiny_folder, given, complaint):
+    sizes = ["--evaluation-tokens", "128", "--window", "64", "--prefill", "32"]
+    refused = run("evaluate", str(tiny_folder), "--codec", codec, *sizes, *given)
+    assert refused.exit_code == 2
+    assert complaint in refused.stderr
 
 
 def test_evaluation_never_reads_calibration_tokens(codec, tiny_folder, tmp_path):
@@ -68,6 +99,7 @@ def test_evaluation_never_reads_calibration_tokens(codec, tiny_folder, tmp_path)
     run("calibrate", str(tiny_folder), "--text", text, "--out", path, *SIZES)
     count = len(load_tokenizer(tiny_folder)(words)["input_ids"])
     sizes = ["--text", text, "--window", "64", "--prefill", "32"]
+    sizes += ["--recall", "none", "--allocation-tokens", "0"]
     command = ["evaluate", str(tiny_folder), "--codec", path, *sizes, "--evaluation-tokens"]
     assert run(*command, str(count - 128)).exit_code == 0
     refused = run(*command, str(count - 127))
@@ -80,6 +112,7 @@ def test_codecs_with_one_name_are_kept_apart(codec, tiny_folder, tmp_path):
     result = run("calibrate", str(tiny_folder), "--rotation", "none", "--out", str(other), *SIZES)
     assert result.exit_code == 0
     sizes = ["--evaluation-tokens", "64", "--window", "64", "--protocol", "teacher-forced"]
+    sizes += ["--recall", "none", "--allocation-tokens", "0"]
     command = ["evaluate", str(tiny_folder), "--codec", codec, "--codec", str(other), *sizes]
     methods = run(*command, "--csv").stdout
     assert codec in methods
@@ -98,5 +131,5 @@ def test_observing_prints_each_layer_beside_chance(tiny_folder):
     assert "chance" in result.stdout
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
     table = run("observe", str(tiny_folder), *sizes, "--csv").stdout
-    assert table.startswith("layer,head,transform,mean_cosine")
-    assert len(table.splitlines()) == 1 + 2 * 2 * 4
+    assert table.startswith("layer,head,what,transform,mean_cosine")
+    assert len(table.splitlines()) == 1 + 2 * 2 * 3 * 6

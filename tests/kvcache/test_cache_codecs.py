@@ -16,6 +16,7 @@ from gonio.kvcache import (
     calibrate_from_samples,
     load_codec,
 )
+from gonio.kvcache.frame import Frame
 from gonio.linalg.rotations import haar_rotation
 from gonio.models import AttentionLayout
 from gonio.quant.sign import sign_beta
@@ -32,7 +33,7 @@ def keys(rng: torch.Generator) -> torch.Tensor:
 def test_error_of_a_key_is_what_the_residual_formula_says(keys, rng, rotated):
     """The energy lost is 1 - cos^2 of the rotated key, up to the rounding of a float16 scale."""
     rotation = haar_rotation(16, rng, batch=(3,)) if rotated else None
-    codec = SignCodec(rotation)
+    codec = SignCodec(Frame(rotation))
     decoded = codec.decode(codec.encode(keys))
     lost = (keys - decoded).square().sum(-1) / keys.square().sum(-1)
     turned = keys if rotation is None else torch.einsum("hij,bhtj->bhti", rotation, keys)
@@ -95,18 +96,18 @@ def test_wrong_settings_and_shapes_are_refused(keys, rng):
     with pytest.raises(SettingError, match="scale_kind"):
         SignCodec(scale_kind="nearest")
     with pytest.raises(ShapeError, match="rotation must be"):
-        SignCodec(torch.eye(16))
+        SignCodec(Frame(torch.eye(16)))
     with pytest.raises(CodecError, match="not orthogonal"):
-        SignCodec(1.01 * haar_rotation(16, rng, batch=(1,)))
+        SignCodec(Frame(1.01 * haar_rotation(16, rng, batch=(1,))))
     with pytest.raises(ShapeError, match="2 heads of 16"):
-        SignCodec(haar_rotation(16, rng, batch=(2,))).encode(keys)
-    with pytest.raises(ShapeError, match="keys must be"):
+        SignCodec(Frame(haar_rotation(16, rng, batch=(2,)))).encode(keys)
+    with pytest.raises(ShapeError, match="keys and values must be"):
         SignCodec().encode(keys[0])
 
 
 def test_a_saved_codec_decodes_the_same(tmp_path, keys, rng):
-    layers = tuple(SignCodec(haar_rotation(16, rng, batch=(3,))) for _ in range(3))
-    codec = CacheCodec(LAYOUT, layers, {"seed": 3})
+    layers = tuple(SignCodec(Frame(haar_rotation(16, rng, batch=(3,)))) for _ in range(3))
+    codec = CacheCodec(LAYOUT, layers, provenance={"seed": 3})
     loaded = load_codec(codec.save(tmp_path / "codec.safetensors"))
     assert loaded.layout == LAYOUT
     assert loaded.provenance == {"seed": 3}
@@ -119,16 +120,16 @@ def test_a_saved_codec_decodes_the_same(tmp_path, keys, rng):
 
 def test_a_shared_rotation_is_stored_and_counted_once(tmp_path, rng):
     rotation = haar_rotation(16, rng, batch=(1,))
-    codec = CacheCodec(LAYOUT, (SignCodec(rotation),) * 3, {})
+    codec = CacheCodec(LAYOUT, (SignCodec(Frame(rotation)),) * 3)
     assert codec.stored(8).side_bytes == rotation.nbytes
     loaded = load_codec(codec.save(tmp_path / "codec.safetensors"))
     assert loaded.stored(8).side_bytes == rotation.nbytes
-    apart = CacheCodec(LAYOUT, tuple(SignCodec(rotation.clone()) for _ in range(3)), {})
+    apart = CacheCodec(LAYOUT, tuple(SignCodec(Frame(rotation.clone())) for _ in range(3)))
     assert apart.stored(8).side_bytes == 3 * rotation.nbytes
 
 
 def test_scales_are_counted_apart_from_codes():
-    stored = CacheCodec(LAYOUT, (SignCodec(),) * 3, {}).stored(8)
+    stored = CacheCodec(LAYOUT, (SignCodec(),) * 3).stored(8)
     keys = 3 * 2 * 8  # layers, heads, tokens; each two bytes of signs and a float16 scale
     assert (stored.code_bytes, stored.metadata_bytes) == (2 * keys, 2 * keys)
     assert stored.bits_per_element == 8 * 4 / 16
@@ -151,11 +152,17 @@ def test_unreadable_codec_files_are_refused(tmp_path, rng):
         load_codec(future)
 
 
-def test_a_codec_must_have_every_layer_and_one_method():
-    with pytest.raises(CodecError, match="3 layers was given 1"):
-        CacheCodec(LAYOUT, (SignCodec(),), {})
-    with pytest.raises(CodecError, match="one method"):
-        CacheCodec(LAYOUT, (SignCodec(), SignCodec(), ZeroCodec()), {})
+def test_a_codec_must_have_every_layer_of_keys_and_of_values():
+    with pytest.raises(CodecError, match="3 layers was given 1 for keys"):
+        CacheCodec(LAYOUT, (SignCodec(),))
+    with pytest.raises(CodecError, match="3 layers was given 2 for values"):
+        CacheCodec(LAYOUT, (SignCodec(),) * 3, (SignCodec(),) * 2)
+    with pytest.raises(SettingError, match="sinks and window must be >= 0"):
+        CacheCodec(LAYOUT, (SignCodec(),) * 3, window=-1)
+    mixed = CacheCodec(LAYOUT, (SignCodec(), SignCodec(), ZeroCodec()))
+    assert mixed.method == "sign+zeros"
+    with pytest.raises(SettingError, match="part must be keys or values"):
+        mixed.of("queries")
 
 
 def test_learned_rotations_raise_the_cosine_on_keys_they_were_not_fitted_to(rng):
@@ -188,3 +195,9 @@ def _mean_error(codec: CacheCodec, samples) -> float:
         decoded = codec.roundtrip(layer, keys)
         errors.append(((keys - decoded).square().sum() / keys.square().sum()).item())
     return sum(errors) / len(errors)
+
+
+def test_a_file_with_an_unknown_method_or_setting_is_refused(tmp_path, blocked):
+    path = CacheCodec(LAYOUT, (blocked(4),) * 3).save(tmp_path / "codec.safetensors")
+    with pytest.raises(CodecError, match=r"codec.safetensors\n  layer 0 uses method 'blocked'"):
+        load_codec(path)

@@ -1,5 +1,6 @@
 """Texts: sources, hashes, and parts that never overlap."""
 
+import argparse
 import hashlib
 
 import pytest
@@ -24,6 +25,21 @@ def test_the_bundled_text_is_long_english_and_hashed():
     assert len(text.text) > 300_000
     assert "The following sections" in text.text or "statement" in text.text
     assert text.sha256 == hashlib.sha256(text.text.encode()).hexdigest()
+
+
+def test_a_second_text_is_long_differs_and_is_the_same_every_time():
+    text = load_text("docstrings")
+    assert len(text.text) > 200_000
+    assert text.sha256 == load_text("docstrings").sha256
+    assert text.sha256 != load_text("bundled").sha256
+    assert text.name.startswith("standard library docstrings of Python 3.")
+    assert argparse.__doc__.strip() in text.text
+
+
+def test_a_python_without_sources_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(DataError, match="this Python has none"):
+        load_text("docstrings")
 
 
 def test_files_and_folders(tmp_path):

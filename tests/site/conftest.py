@@ -135,17 +135,23 @@ def distances(is_base: bool, layers: int, rng: np.random.Generator) -> pd.DataFr
 
 def geometry(layers: int, heads: int, rng: np.random.Generator) -> Measurement:
     """1-bit cosines: worse than chance without a rotation, better with a learned one."""
-    means = {"none": 0.665, "haar": 0.801, "hadamard": 0.796, "learned": 0.916}
+    plain = {"none": 0.665, "haar": 0.801, "hadamard": 0.796, "learned": 0.916}
+    means = {("key_post", name): mean for name, mean in plain.items()} | {
+        ("key_post", "channel"): 0.767,
+        ("value", "none"): 0.773,
+        ("value", "learned"): 0.833,
+    }
     rows = []
     for layer in range(layers):
         for head in range(heads):
-            for transform, mean in means.items():
+            for (what, transform), mean in means.items():
                 wide = 0.002 if transform == "haar" else 0.02
                 value = mean + rng.normal(0, wide) + 0.02 * math.sin(layer / 4)
                 rows.append(
                     {
                         "layer": layer,
                         "head": head,
+                        "what": what,
                         "transform": transform,
                         "mean_cosine": value,
                         "low": value - 0.006,

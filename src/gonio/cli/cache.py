@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.cache_codecs import calibrate, fold
+from gonio.cli.lengths import LENGTHS
+from gonio.cli.output import Output, output_options, progress_bar
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from gonio.kvcache import CacheCodec
 
 __all__ = ["cache"]
@@ -24,7 +24,7 @@ _TEXT = click.option(
     "--text",
     default="bundled",
     show_default=True,
-    help="Text: bundled, a file, a folder or a datasets name.",
+    help="Text: bundled, docstrings, a file, a folder or a datasets name.",
 )
 _CALIBRATION = click.option(
     "--calibration-tokens", type=click.IntRange(min=1), default=4096, show_default=True
@@ -82,72 +82,27 @@ def observe(
     seed: int,
     output: Output,
 ) -> None:
-    """1-bit cosine of MODEL's keys under four rotations, beside chance, per layer and head.
+    """Geometry of MODEL's keys, before and after RoPE, and values, per layer and head.
 
-    The learned rotation is fitted on the calibration tokens and measured on the evaluation
-    tokens.
+    1-bit cosine and beta raw, without each token's mean coordinate, without the mean of each
+    channel, and under a random, a Hadamard and a learned rotation, beside chance; collapse,
+    tails, spectra and attention sinks. What is learned comes from the calibration tokens,
+    everything is measured on the evaluation tokens.
 
     \b
     Example:
       gonio cache observe smollm2-135m
       gonio cache observe smollm2-135m --csv > heads.csv
     """
+    from gonio.cli.observe_views import observation_views
     from gonio.pipelines.bench import TokenBudget, open_bench
-    from gonio.pipelines.cache import observe_cache
+    from gonio.pipelines.cache_observe import observe_cache
 
     budget = TokenBudget(calibration_tokens, evaluation_tokens, window)
     with progress_bar("loading the model") as progress:
         bench = open_bench(model, text, budget)
         found = observe_cache(bench, iterations=iterations, seed=seed, progress=progress)
-    table = _layers_view(found.tables["heads"])
-    output.write(found, [("Mean 1-bit cosine by layer", table)], main_table="heads")
-
-
-@cache.command("calibrate")
-@click.argument("model")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    help="Codec file to write (.safetensors).",
-)
-@click.option("--method", type=click.Choice(["sign"]), default="sign", show_default=True)
-@click.option("--rotation", type=_ROTATION, default="learned", show_default=True)
-@_with(_TEXT, _CALIBRATION, _WINDOW, _ITERATIONS, _SEED)
-@output_options
-def calibrate(
-    model: str,
-    out: Path,
-    method: str,
-    rotation: Any,
-    text: str,
-    calibration_tokens: int,
-    window: int,
-    iterations: int,
-    seed: int,
-    output: Output,
-    overwrite: bool,
-) -> None:
-    """Calibrate a key codec for MODEL and write it to one safetensors file.
-
-    \b
-    Example:
-      gonio cache calibrate smollm2-135m --out smollm2-1bit.safetensors
-    """
-    from gonio.files import require_writable
-    from gonio.pipelines.bench import TokenBudget, open_bench
-    from gonio.pipelines.cache import calibrate_cache
-
-    refuse_existing(out, overwrite)
-    require_writable(out.absolute().parent)
-    with progress_bar("loading the model") as progress:
-        bench = open_bench(model, text, TokenBudget(calibration_tokens, 0, window))
-        codec, found = calibrate_cache(
-            bench, rotation=rotation, iterations=iterations, seed=seed, progress=progress
-        )
-    codec.save(out)
-    click.echo(f"wrote {out}", err=True)
-    output.write(found, [("By context length", found.tables["lengths"])])
+    output.write(found, observation_views(found.tables), main_table="heads")
 
 
 @cache.command("evaluate")
@@ -158,7 +113,7 @@ def calibrate(
     type=click.Path(path_type=Path),
     multiple=True,
     required=True,
-    help="Codec file; may be given several times.",
+    help="Codec file; may be given several times, and all pairs are compared.",
 )
 @click.option(
     "--protocol",
@@ -170,6 +125,25 @@ def calibrate(
 )
 @click.option("--prefill", type=click.IntRange(min=1), default=256, show_default=True)
 @click.option("--chunk", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option(
+    "--lengths",
+    type=LENGTHS,
+    default="",
+    help="More context lengths, for example 1024,2048: the same tokens in longer windows.",
+)
+@click.option(
+    "--recall",
+    type=LENGTHS,
+    help="Context lengths of the recall probe, or none; unless given 1024, or all evaluation "
+    "tokens where there are fewer.",
+)
+@click.option(
+    "--allocation-tokens",
+    type=click.IntRange(min=0),
+    default=4096,
+    show_default=True,
+    help="Tokens of the cache whose bytes are measured; 0 to leave it out.",
+)
 @_with(_TEXT, _EVALUATION, _WINDOW, _SEED)
 @output_options
 def evaluate(
@@ -178,43 +152,54 @@ def evaluate(
     protocols: tuple[Any, ...],
     prefill: int,
     chunk: int,
+    lengths: tuple[int, ...],
+    recall: tuple[int, ...] | None,
+    allocation_tokens: int,
     text: str,
     evaluation_tokens: int,
     window: int,
     seed: int,
     output: Output,
 ) -> None:
-    """Perplexity, KL to full precision and top-1 agreement of codecs on MODEL.
+    """Predictions, memory and recall of codecs on MODEL, beside exact caches and zeros.
 
-    teacher-forced: every key a window reads has been through the codec. cache: a prefill, then
-    chunks that read the stored keys. The evaluation text is taken from the back of --text and
-    never overlaps the tokens a codec was calibrated on.
+    teacher-forced: every key and value a window reads has been through the codec. cache: a
+    prefill, then chunks that read what is stored. Recall: a passage of random words, hidden in
+    the context, is read a second time. The evaluation text is taken from the back of --text and
+    never overlaps the tokens a codec was calibrated on; --text docstrings is a second text.
 
     \b
     Example:
       gonio cache evaluate smollm2-135m --codec smollm2-1bit.safetensors
+      gonio cache evaluate smollm2-135m --codec one.safetensors \\
+        --codec two.safetensors --lengths 1024,2048 --text docstrings
     """
+    from gonio.cli.cache_views import evaluation_views
     from gonio.kvcache import load_codec
+    from gonio.kvcache.recall import RecallSettings
     from gonio.pipelines.bench import TokenBudget, open_bench
-    from gonio.pipelines.cache import evaluate_cache
+    from gonio.pipelines.cache_evaluate import CacheEvaluation, evaluate_cache
 
     stems = Counter(path.stem for path in codecs)
     loaded = {
         path.stem if stems[path.stem] == 1 else str(path): load_codec(path) for path in codecs
     }
+    if recall is None:
+        recall = (min(1024, evaluation_tokens // window * window),)
+    plan = CacheEvaluation(
+        protocols=protocols,
+        prefill=prefill,
+        chunk=chunk,
+        lengths=lengths,
+        allocation=allocation_tokens,
+        recall=RecallSettings(lengths=recall) if recall else None,
+        seed=seed,
+    )
     reserved = _reserved_tokens(loaded, text)
     with progress_bar("loading the model") as progress:
         bench = open_bench(model, text, TokenBudget(reserved, evaluation_tokens, window))
-        found = evaluate_cache(
-            bench,
-            loaded,
-            protocols=protocols,
-            prefill=prefill,
-            chunk=chunk,
-            seed=seed,
-            progress=progress,
-        )
-    output.write(found, [("Methods", _methods_view(found.tables["methods"]))])
+        found = evaluate_cache(bench, loaded, plan, progress=progress)
+    output.write(found, evaluation_views(found.tables))
 
 
 def _reserved_tokens(codecs: dict[str, CacheCodec], text: str) -> int:
@@ -228,21 +213,5 @@ def _reserved_tokens(codecs: dict[str, CacheCodec], text: str) -> int:
     )
 
 
-def _layers_view(heads: pd.DataFrame) -> pd.DataFrame:
-    table = heads.pivot_table(index="layer", columns="transform", values="mean_cosine")
-    order = [name for name in ("none", "haar", "hadamard", "learned") if name in table.columns]
-    return table[order].assign(chance=heads.groupby("layer")["chance"].first()).reset_index()
-
-
-def _methods_view(methods: pd.DataFrame) -> pd.DataFrame:
-    names = {
-        "protocol": "protocol",
-        "method": "method",
-        "bits_per_element": "bits",
-        "perplexity": "perplexity",
-        "perplexity_low": "low",
-        "perplexity_high": "high",
-        "logit_kl": "KL",
-        "same_top1": "top1",
-    }
-    return methods[list(names)].rename(columns=names)
+for _command in (calibrate, fold):
+    cache.add_command(_command)

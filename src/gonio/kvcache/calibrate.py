@@ -2,27 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
+import torch
 from torch import Tensor
 
-from gonio.errors import CodecError, SettingError
+from gonio.errors import CodecError, DataError, SettingError
+from gonio.kvcache.affine_codec import AffineCodec
 from gonio.kvcache.codec import CacheCodec
-from gonio.kvcache.contract import KeyCodec
+from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec, ZeroCodec
-from gonio.kvcache.observe import KeySamples, collect_keys
-from gonio.kvcache.sign_codec import ScaleKind, SignCodec
-from gonio.kvcache.transforms import RotationKind, check_rotation_kind, key_rotations
+from gonio.kvcache.correction import RankCorrection, residual_basis
+from gonio.kvcache.exceptions import ExactExceptions
+from gonio.kvcache.observe import KeySamples
+from gonio.kvcache.options import TRANSFORMS, CodecOptions, Method, check_bits, resolve_options
+from gonio.kvcache.refined_codec import RefinedCodec, Refinement
+from gonio.kvcache.residual_sign_codec import ResidualSignCodec
+from gonio.kvcache.samples import CacheSamples, collect_cache
+from gonio.kvcache.scalar_codec import ScalarCodec
+from gonio.kvcache.sensitivity import MetricSamples, collect_metrics
+from gonio.kvcache.sign_codec import SignCodec
+from gonio.kvcache.transform_fit import fit_entropy_codecs, fit_transform_codecs
+from gonio.kvcache.transforms import fit_frames
 from gonio.models.attention import attention_layout
 from gonio.models.texts import token_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["calibrate", "calibrate_from_samples", "codec_rotations", "control_codec"]
+__all__ = [
+    "SINK_TOKENS",
+    "calibrate",
+    "calibrate_from_samples",
+    "codec_rotations",
+    "control_codec",
+    "fit_codecs",
+]
 
-_METHODS = ("sign",)
+# The first tokens of a window attract attention whatever they are, and their keys are outliers
+# (Xiao et al. 2023, arXiv:2309.17453); 4 are enough on the bundled model.
+SINK_TOKENS = 4
+
+Progress = Callable[[str, int, int], None]
 
 
 def calibrate(
@@ -30,35 +52,41 @@ def calibrate(
     token_ids: Tensor,
     *,
     bits: float = 1.0,
+    method: Method = "sign",
     value_bits: float | None = None,
-    method: str = "sign",
-    rotation: RotationKind = "learned",
-    scale_kind: ScaleKind = "least_squares",
+    value_method: Method | None = None,
+    value_options: CodecOptions | None = None,
+    sinks: int = 0,
+    recent: int = 0,
     window: int = 512,
-    iterations: int = 50,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[CodecOptions],
 ) -> CacheCodec:
-    """Calibrate a key codec on text the model reads.
+    """Calibrate a codec for keys and one for values on text the model reads.
 
     Args:
-        model: A decoder with full attention.
+        model: A decoder whose layers keep keys and values.
         token_ids: Calibration tokens, ``(n,)``, cut into windows, or ``(windows, length)``.
-        bits: Width of a code; the sign method has 1.
-        value_bits: Width of value codes; None keeps values as they are, the only choice yet.
-        method: ``sign``.
-        rotation: ``none``, ``haar``, ``hadamard`` or ``learned``.
-        scale_kind: How the scale of a key is chosen, see :class:`SignCodec`.
-        window: Tokens per window when ``token_ids`` is one run.
-        iterations: Steps of the learned rotation's fixed point.
+        bits: Width of a key code (``sign`` has 1); the number of stages of ``residual_sign``; bits
+            per element, also fractions, of ``transform`` and ``entropy``.
+        method: ``sign``, ``residual_sign``, ``scalar``, ``affine``, ``transform``, ``entropy`` or
+            ``lossless``.
+        value_bits: The same for values; without it and ``value_method`` values stay as they are.
+        value_method: Method for values; ``affine`` when only ``value_bits`` is given.
+        value_options: Options of the value method.
+        sinks: First tokens the cache keeps raw.
+        recent: Most recent tokens the cache keeps raw.
+        window: Tokens per calibration window when ``token_ids`` is one run.
         seed: Seed of random rotations and starts.
         progress: Called with (what, done, total).
+        **options: Options of the key method, see :class:`CodecOptions`.
 
     Returns:
         The codec, with where it was calibrated.
 
     Raises:
-        SettingError: A setting is unknown or out of range.
+        SettingError: A setting is unknown, out of range or not one of the method's.
         DataError: There are fewer tokens than one window needs.
         ModelError: The model's attention is not supported.
 
@@ -66,60 +94,166 @@ def calibrate(
         >>> codec = calibrate(model, token_ids)  # doctest: +SKIP
         >>> model.generate(**inputs, past_key_values=codec.new_cache(model))  # doctest: +SKIP
     """
-    _check_settings(bits, value_bits, method, rotation)
+    settings = {
+        "bits": bits,
+        "method": method,
+        "value_bits": value_bits,
+        "value_method": value_method,
+        "value_options": value_options,
+    }
+    plan = _plan(settings, options)  # a wrong setting fails before the model runs
     windows = token_ids if token_ids.ndim == 2 else token_windows(token_ids, window)
-    samples = collect_keys(model, windows, seed=seed, progress=progress)
+    samples = (
+        collect_metrics(model, windows, skip=max(SINK_TOKENS, sinks), seed=seed, progress=progress)
+        if any(name in TRANSFORMS for name, _, _ in plan.values())
+        else collect_cache(model, windows, progress=progress)
+    )
     return calibrate_from_samples(
         samples,
-        rotation=rotation,
-        scale_kind=scale_kind,
-        iterations=iterations,
+        sinks=sinks,
+        recent=recent,
         seed=seed,
         provenance={"calibration_tokens": windows.numel(), "window": windows.shape[1]},
         progress=progress,
+        **settings,  # type: ignore[arg-type]  # the arguments of the same names
+        **options,
     )
 
 
 def calibrate_from_samples(
     samples: KeySamples,
     *,
-    rotation: RotationKind = "learned",
-    scale_kind: ScaleKind = "least_squares",
-    iterations: int = 50,
+    bits: float = 1.0,
+    method: Method = "sign",
+    value_bits: float | None = None,
+    value_method: Method | None = None,
+    value_options: CodecOptions | None = None,
+    sinks: int = 0,
+    recent: int = 0,
     seed: int = 0,
     provenance: dict[str, Any] | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
+    **options: Unpack[CodecOptions],
 ) -> CacheCodec:
-    """As :func:`calibrate`, from keys already collected.
+    """As :func:`calibrate`, from keys (and values) already collected.
+
+    The first :data:`SINK_TOKENS` tokens of a window, and ``sinks`` if that is more, are left out
+    of every statistic.
 
     Args:
-        samples: Collected keys.
-        rotation: ``none``, ``haar``, ``hadamard`` or ``learned``.
-        scale_kind: How the scale of a key is chosen.
-        iterations: Steps of the learned rotation's fixed point.
+        samples: Collected keys; :class:`CacheSamples` where values are coded, and
+            :class:`MetricSamples` for ``transform`` and ``entropy``.
+        bits: See :func:`calibrate`, as for all that is not explained here.
+        method: Method for keys.
+        value_bits: Width of a value code.
+        value_method: Method for values.
+        value_options: Options of the value method.
+        sinks: First tokens the cache keeps raw.
+        recent: Most recent tokens the cache keeps raw.
         seed: Seed of random rotations and starts.
         provenance: Facts to keep in the codec beside the settings.
         progress: Called with (what, layers done, layers).
+        **options: Options of the key method.
+
+    Raises:
+        SettingError: A setting is wrong, or values are to be coded and were not collected.
+        DataError: The windows are no longer than the sink tokens.
     """
-    rotations = key_rotations(
-        rotation, samples, iterations=iterations, seed=seed, progress=progress
+    settings = {
+        "bits": bits,
+        "method": method,
+        "value_bits": value_bits,
+        "value_method": value_method,
+        "value_options": value_options,
+    }
+    plan = _plan(settings, options)
+    used = samples.positions >= max(SINK_TOKENS, sinks)
+    if not bool(used.any()):
+        raise DataError(
+            f"calibration windows end at token {int(samples.positions.max())}, and the first "
+            f"{max(SINK_TOKENS, sinks)} are left out as sinks\nUse longer windows."
+        )
+    codecs: dict[Part, tuple[TensorCodec, ...]] = {"values": ()}
+    for part, planned in plan.items():
+        codecs[part] = _fit_part(samples, part, planned, used, seed, progress)
+    facts: dict[str, Any] = {
+        part: {"method": name, "bits": width, **chosen}
+        for part, (name, width, chosen) in plan.items()
+    }
+    own = facts.pop("keys")
+    return CacheCodec(
+        samples.layout,
+        codecs["keys"],
+        codecs["values"],
+        sinks=sinks,
+        window=recent,
+        provenance={**own, **facts, "seed": seed, **(provenance or {})},
     )
-    settings = {"rotation": rotation, "iterations": iterations, "seed": seed}
-    layers = tuple(SignCodec(matrix, scale_kind) for matrix in rotations)
-    return CacheCodec(samples.layout, layers, settings | (provenance or {}))
+
+
+def _fit_part(
+    samples: KeySamples,
+    part: Part,
+    planned: tuple[str, float, dict[str, Any]],
+    used: Tensor,
+    seed: int,
+    progress: Progress | None,
+) -> tuple[TensorCodec, ...]:
+    """The codecs of keys or of values, one per layer, from the tokens that are used."""
+    name, width, chosen = planned
+    if part == "keys":
+        vectors = samples.keys
+    elif isinstance(samples, CacheSamples):
+        vectors = samples.values
+    else:
+        raise SettingError("values cannot be calibrated: the samples hold keys only")
+    kept = [x[:, :, used] for x in vectors]
+    if name not in TRANSFORMS:
+        return fit_codecs(name, int(width), kept, chosen, seed=seed, progress=progress)
+    if not isinstance(samples, MetricSamples):
+        raise SettingError(f"method {name!r} needs metrics: collect samples with collect_metrics")
+    fit = fit_transform_codecs if name == "transform" else fit_entropy_codecs
+    return fit(width, kept, samples.metrics(part, chosen["metric"]), chosen, progress)
+
+
+def fit_codecs(
+    method: str,
+    bits: int,
+    vectors: Sequence[Tensor],
+    options: dict[str, Any],
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[TensorCodec, ...]:
+    """One codec per layer for keys or for values.
+
+    Args:
+        method: ``sign``, ``residual_sign``, ``scalar``, ``affine`` or ``lossless``.
+        bits: Code width, or stages.
+        vectors: Per layer ``(windows, num_kv_heads, tokens, head_dim)``, without sink tokens.
+        options: Every option of the method, as :func:`resolve_options` gives them.
+        seed: Seed of random rotations and starts.
+        progress: Called with (what, layers done, layers).
+    """
+    if method == "lossless":
+        return (LosslessCodec(),) * len(vectors)
+    bases = _fit_bases(method, bits, vectors, options, seed, progress)
+    if not (options["correction_rank"] or options["exceptions"]):
+        return bases
+    return tuple(_refine(base, x, options) for base, x in zip(bases, vectors, strict=True))
 
 
 def codec_rotations(codec: CacheCodec) -> list[Tensor | None]:
-    """The rotations of a sign codec, one per layer, as :func:`key_rotations` gives them.
+    """The rotations of the keys of a sign codec, one per layer.
 
     Raises:
         CodecError: The codec is of another method.
     """
     rotations: list[Tensor | None] = []
-    for layer in codec.layers:
+    for layer in codec.keys:
         if not isinstance(layer, SignCodec):
             raise CodecError(f"a codec of method {codec.method!r} has no sign rotations")
-        rotations.append(layer.rotation)
+        rotations.append(layer.frame.rotation)
     return rotations
 
 
@@ -129,20 +263,98 @@ def control_codec(model: PreTrainedModel, method: str) -> CacheCodec:
     Raises:
         SettingError: The name is neither.
     """
-    controls: dict[str, KeyCodec] = {"lossless": LosslessCodec(), "zeros": ZeroCodec()}
+    controls: dict[str, TensorCodec] = {"lossless": LosslessCodec(), "zeros": ZeroCodec()}
     if method not in controls:
         raise SettingError(f"control must be one of {', '.join(controls)}, found {method!r}")
     layout = attention_layout(model.config)
-    return CacheCodec(layout, (controls[method],) * layout.num_layers, {"control": method})
+    keys = (controls[method],) * layout.num_layers
+    return CacheCodec(layout, keys, provenance={"control": method})
 
 
-def _check_settings(bits: float, value_bits: float | None, method: str, rotation: str) -> None:
-    if method not in _METHODS:
-        raise SettingError(f"method must be one of {', '.join(_METHODS)}, found {method!r}")
-    if bits != 1:
-        raise SettingError(f"the sign method stores 1 bit per coordinate, not {bits}")
-    if value_bits is not None:
-        raise SettingError(
-            f"values cannot be compressed yet: value_bits is {value_bits}, expected None"
+def _plan(
+    settings: dict[str, Any], options: CodecOptions
+) -> dict[Part, tuple[str, float, dict[str, Any]]]:
+    """Method, bits and resolved options of the parts to code."""
+    method, bits = settings["method"], settings["bits"]
+    resolved = resolve_options(method, "keys", options)
+    plan: dict[Part, tuple[str, float, dict[str, Any]]] = {
+        "keys": (method, check_bits(method, bits), resolved)
+    }
+    value_method, value_bits = settings["value_method"], settings["value_bits"]
+    chosen = cast(CodecOptions, settings["value_options"] or {})
+    if value_method is None and value_bits is None:
+        if chosen:
+            raise SettingError("value_options are given, and neither value_method nor value_bits")
+        return plan
+    name = value_method or "affine"
+    resolved = resolve_options(name, "values", chosen)
+    plan["values"] = (name, check_bits(name, value_bits), resolved)
+    return plan
+
+
+def _fit_bases(
+    method: str,
+    bits: int,
+    vectors: Sequence[Tensor],
+    options: dict[str, Any],
+    seed: int,
+    progress: Progress | None,
+) -> tuple[TensorCodec, ...]:
+    """The codecs before any refinement."""
+    if method == "affine":
+        return (AffineCodec(bits, options["axis"], options["group"]),) * len(vectors)
+    by_head = [x.transpose(0, 1).flatten(1, 2) for x in vectors]
+    choices = {"rotation", "centering", "shared_rotation", "iterations"} & options.keys()
+    frame_options = {name.removesuffix("_rotation"): options[name] for name in choices}
+    generator = torch.Generator().manual_seed(seed)
+    frames = fit_frames(vectors=by_head, generator=generator, progress=progress, **frame_options)
+    if method == "scalar":
+        return tuple(ScalarCodec(bits, frame, options["law"]) for frame in frames)
+    stages = [(SignCodec(frame, options["scale_kind"]),) for frame in frames]
+    if method == "sign":
+        return tuple(stage for (stage,) in stages)
+    return _add_stages(stages, by_head, bits, frame_options, generator, progress)
+
+
+def _add_stages(
+    chains: Sequence[tuple[SignCodec, ...]],
+    by_head: Sequence[Tensor],
+    count: int,
+    frame_options: dict[str, Any],
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> tuple[ResidualSignCodec, ...]:
+    """Residual sign codecs of ``count`` stages, given the first."""
+    options = frame_options | {"centering": "none"}  # the first stage has taken the mean away
+    left = [x[None] for x in by_head]
+    for _ in range(count - 1):
+        left = [
+            x - chain[-1].decode(chain[-1].encode(x)) for x, chain in zip(left, chains, strict=True)
+        ]
+        vectors = [x[0] for x in left]
+        frames = fit_frames(vectors=vectors, generator=generator, progress=progress, **options)
+        chains = [
+            (*chain, SignCodec(frame, chain[0].scale_kind))
+            for chain, frame in zip(chains, frames, strict=True)
+        ]
+    return tuple(ResidualSignCodec(chain) for chain in chains)
+
+
+def _refine(base: TensorCodec, x: Tensor, options: dict[str, Any]) -> RefinedCodec:
+    """The base with the refinements that the options ask for."""
+    refinements: list[Refinement] = []
+    if options["correction_rank"]:
+        x = x[:, :, : x.shape[2] // base.block * base.block]
+        if x.shape[2] == 0:
+            raise DataError(
+                f"calibration windows are shorter than the {base.block} tokens of one block, and "
+                "the sinks are left out\nUse longer windows."
+            )
+        residual = x - base.decode(base.encode(x))
+        basis, _ = residual_basis(
+            residual.transpose(0, 1).flatten(1, 2), options["correction_rank"]
         )
-    check_rotation_kind(rotation)
+        refinements.append(RankCorrection(basis, options["coefficients"]))
+    if options["exceptions"]:
+        refinements.append(ExactExceptions(options["exceptions"]))
+    return RefinedCodec(base, tuple(refinements))

@@ -1,43 +1,43 @@
-"""The codec of a whole model: one key codec per layer, in one safetensors file.
-
-The file's tensors are the layers' side data; its header holds the method, its settings, the
-shape it fits and where it was calibrated. Nothing in it is ever executed or unpickled.
-"""
+"""The codec of a whole model: one codec per layer for keys and one for values, in one file."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from gonio.errors import CodecError
-from gonio.files import replace_file
-from gonio.kvcache.contract import KeyCodec
-from gonio.kvcache.control_codecs import LosslessCodec, ZeroCodec
+from gonio.errors import CodecError, ModelError, SettingError
+from gonio.kvcache.compressed_cache import CompressedCache
+from gonio.kvcache.container import read_container, write_container
+from gonio.kvcache.contract import Part, TensorCodec
+from gonio.kvcache.control_codecs import LosslessCodec
+from gonio.kvcache.costs import new_stream, stored_by_layer
 from gonio.kvcache.layer import CompressedLayer, Prefill
-from gonio.kvcache.sign_codec import SignCodec
+from gonio.kvcache.side_data import (
+    CodecState,
+    pack_codecs,
+    side_bytes,
+    side_fingerprint,
+    unpack_codecs,
+)
+from gonio.kvcache.sliding import CompressedSlidingLayer
 from gonio.models.attention import AttentionLayout, attention_layout
 from gonio.quant.accounting import StoredBits
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
 
-__all__ = ["CacheCodec", "load_codec"]
+__all__ = ["CacheCodec", "Part", "load_codec"]
 
 _HEADER = "gonio_codec"
-_FORMAT = 1
-_CODECS: dict[str, type[KeyCodec]] = {
-    LosslessCodec.method: LosslessCodec,
-    SignCodec.method: SignCodec,
-    ZeroCodec.method: ZeroCodec,
-}
+_FORMAT = 2
 
 
 class _Header(BaseModel):
@@ -45,96 +45,202 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int
-    method: str
+    format: Literal[2]
     layout: AttentionLayout
-    settings: list[dict[str, Any]]
-    shared: list[str]
+    sinks: int
+    window: int
+    codecs: dict[Part, list[CodecState]]
     provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class CacheCodec:
-    """A key codec for every layer of a model; values are kept as they are.
+    """A codec for the keys and one for the values of every layer of a model.
+
+    A sequence is stored as raw sinks, encoded blocks and a raw recent part. A layer with a
+    sliding window has no sinks and drops what left its window; give it a :class:`LosslessCodec`
+    (:meth:`with_raw_sliding`) to leave it raw.
 
     Attributes:
         layout: The attention shape it fits.
-        layers: One key codec per decoder layer, all of one method.
+        keys: One codec per decoder layer.
+        values: One codec per decoder layer; when empty, values are kept as they are.
+        sinks: First tokens kept raw.
+        window: Most recent tokens kept raw, before those that wait for their block to fill.
         provenance: Where it was calibrated: model, text hash, tokens, seed, settings.
     """
 
     layout: AttentionLayout
-    layers: tuple[KeyCodec, ...]
-    provenance: dict[str, Any]
+    keys: tuple[TensorCodec, ...]
+    values: tuple[TensorCodec, ...] = ()
+    sinks: int = 0
+    window: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.layers) != self.layout.num_layers:
-            raise CodecError(
-                f"a codec for {self.layout.num_layers} layers was given {len(self.layers)}"
+        if not self.values:
+            object.__setattr__(self, "values", (LosslessCodec(),) * len(self.keys))
+        for part in get_args(Part):
+            found = len(self.of(part))
+            if found != self.layout.num_layers:
+                raise CodecError(
+                    f"a codec for {self.layout.num_layers} layers was given {found} for {part}"
+                )
+        if self.sinks < 0 or self.window < 0:
+            raise SettingError(
+                f"sinks and window must be >= 0, found {self.sinks} and {self.window}"
             )
-        if len({type(layer) for layer in self.layers}) > 1:
-            raise CodecError("the layers of one codec must share one method")
+
+    def of(self, part: Part) -> tuple[TensorCodec, ...]:
+        """The codecs of ``keys`` or ``values``, one per layer.
+
+        Raises:
+            SettingError: The part is neither.
+        """
+        if part not in get_args(Part):
+            raise SettingError(f"part must be keys or values, found {part!r}")
+        return self.keys if part == "keys" else self.values
 
     @property
     def method(self) -> str:
-        """Name of the coding method."""
-        return self.layers[0].method
+        """Names of the methods that code keys, joined by ``+`` when layers differ."""
+        return "+".join(dict.fromkeys(codec.method for codec in self.keys))
 
-    def new_cache(self, model: PreTrainedModel, *, prefill: Prefill = "exact") -> Cache:
-        """An empty cache for ``model.generate(past_key_values=...)`` that stores packed keys.
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of settings and side data: caches filled with equal codecs can be exchanged."""
+        return side_fingerprint({"keys": self.keys, "values": self.values})
+
+    def with_raw_sliding(self) -> CacheCodec:
+        """The same codec with the layers that have a sliding window left raw."""
+
+        def raw(codecs: tuple[TensorCodec, ...]) -> tuple[TensorCodec, ...]:
+            return tuple(
+                codec if self.layout.window_of(layer) is None else LosslessCodec()
+                for layer, codec in enumerate(codecs)
+            )
+
+        return replace(self, keys=raw(self.keys), values=raw(self.values))
+
+    def new_cache(
+        self, model: PreTrainedModel, *, prefill: Prefill = "exact", left_padding: int = 0
+    ) -> CompressedCache:
+        """An empty cache for ``model.generate(past_key_values=...)`` that stores packed bytes only.
 
         Args:
             model: The model it will serve.
             prefill: What attention reads on the first call, see
                 :class:`gonio.kvcache.layer.CompressedLayer`.
+            left_padding: Padding tokens before the longest-padded sequence of the batch. Sinks are
+                the first columns of the batch; with padding that many more are kept raw, so that
+                each sequence's own first tokens are among them.
 
         Raises:
             CodecError: The model's attention has another shape than the codec's.
-            ModelError: The model's kind of attention is not supported.
+            ModelError: The model's kind of attention is not supported, or it wants a static or
+                compiled cache.
+            SettingError: The padding is negative, or the prefill unknown.
         """
-        from transformers import Cache
-
+        if left_padding < 0 or prefill not in get_args(Prefill):
+            raise SettingError(
+                f"left_padding must be >= 0 and prefill one of {', '.join(get_args(Prefill))}, "
+                f"found {left_padding} and {prefill!r}"
+            )
         found = attention_layout(model.config)
         if found != self.layout:
             raise CodecError(
                 f"the codec was made for {self.layout}\n  the model has {found}\n"
                 "Calibrate a codec for this model."
             )
-        return Cache(layers=[CompressedLayer(codec, prefill) for codec in self.layers])
+        _check_model(model)
+        sinks = self.sinks + left_padding if self.sinks else 0
+        layers = [self._layer(i, prefill, sinks) for i in range(self.layout.num_layers)]
+        return CompressedCache(layers, self.fingerprint)
 
-    def roundtrip(self, layer: int, keys: Tensor) -> Tensor:
-        """Keys of one layer through encode and decode.
+    def _layer(self, index: int, prefill: Prefill, sinks: int) -> CompressedLayer:
+        key, value, window = self.keys[index], self.values[index], self.layout.window_of(index)
+        if window is None:
+            return CompressedLayer(key, value, sinks=sinks, window=self.window, prefill=prefill)
+        return CompressedSlidingLayer(window, key, value, window=self.window, prefill=prefill)
+
+    def roundtrip(self, layer: int, keys: Tensor, part: Part = "keys") -> Tensor:
+        """Keys, or values, of one layer as a cache would return them all.
 
         Args:
             layer: Index of the decoder layer.
-            keys: ``(batch, num_kv_heads, seq_len, head_dim)``, after RoPE.
+            keys: ``(batch, num_kv_heads, seq_len, head_dim)``, keys after RoPE.
+            part: Whether they are ``keys`` or ``values``.
 
         Returns:
-            The approximate keys, same shape and dtype.
+            The approximation, same shape and dtype; sinks, window and an incomplete block are raw.
         """
-        codec = self.layers[layer]
-        return codec.decode(codec.encode(keys))
+        codec = self.of(part)[layer]
+        stream = new_stream(codec, self.layout, layer, sinks=self.sinks, window=self.window)
+        stream.append(keys)
+        return stream.read()
 
-    def stored(self, seq_len: int) -> StoredBits:
-        """Every byte a sequence of ``seq_len`` tokens stores for keys, and the fixed side data.
+    def stored(
+        self, seq_len: int, part: Part = "keys", dtype: torch.dtype = torch.float16
+    ) -> StoredBits:
+        """Every byte a sequence of ``seq_len`` tokens stores, and the fixed side data.
 
-        Counted by encoding a random sequence, not by formula; every codec's size depends on the
-        shape alone.
+        Counts codes, scales, padding, raw sinks, the raw window and incomplete blocks, by storing
+        a sequence rather than by formula. Of a sliding layer the tokens in its window count.
+
+        Args:
+            seq_len: Tokens.
+            part: ``keys`` or ``values``.
+            dtype: What raw tokens are stored in: the model's dtype.
         """
-        generator = torch.Generator().manual_seed(0)
-        shape = (1, self.layout.num_kv_heads, seq_len, self.layout.head_dim)
-        keys = torch.randn(shape, generator=generator).to(torch.float16)
-        runs = [codec.encode(keys) for codec in self.layers]
-        return StoredBits(
-            code_bytes=sum(run.stored_bytes - run.metadata_bytes for run in runs),
-            metadata_bytes=sum(run.metadata_bytes for run in runs),
-            side_bytes=sum(tensor.nbytes for tensor in _unique_tensors(self.layers)),
-            elements=sum(run.num_elements for run in runs),
+        by_layer = self.stored_by_layer(seq_len, part, dtype)
+        return replace(sum(by_layer[1:], by_layer[0]), side_bytes=side_bytes(self.of(part)))
+
+    def stored_by_layer(
+        self, seq_len: int, part: Part = "keys", dtype: torch.dtype = torch.float16
+    ) -> list[StoredBits]:
+        """As :meth:`stored`, per layer; side data that layers share counts in each."""
+        return stored_by_layer(
+            self.of(part),
+            self.layout,
+            seq_len,
+            part=part,
+            sinks=self.sinks,
+            window=self.window,
+            dtype=dtype,
         )
 
-    def bits_per_element(self, seq_len: int = 4096) -> float:
-        """Stored bits per key element that grow with the sequence, at ``seq_len`` tokens."""
-        return self.stored(seq_len).bits_per_element
+    def bits_per_element(self, seq_len: int = 4096, part: Part = "keys") -> float:
+        """Stored bits per key (or value) element that grow with the sequence, at ``seq_len``."""
+        return self.stored(seq_len, part).bits_per_element
+
+    def describe_layers(self, seq_len: int = 4096) -> pd.DataFrame:
+        """What happens to each layer.
+
+        Returns:
+            One row per layer: ``layer``, ``attention`` (``full`` or ``sliding``), ``window``
+            (tokens, NaN for full), ``keys`` and ``values`` (methods; ``lossless`` is raw),
+            ``key_bits`` and ``value_bits`` (stored bits per element at ``seq_len`` tokens) and
+            ``tokens_held`` of that sequence.
+        """
+        windows = [self.layout.window_of(layer) for layer in range(self.layout.num_layers)]
+        key_bits, value_bits = (
+            [bits.bits_per_element for bits in self.stored_by_layer(seq_len, part)]
+            for part in get_args(Part)
+        )
+        return pd.DataFrame(
+            {
+                "layer": range(self.layout.num_layers),
+                "attention": ["full" if window is None else "sliding" for window in windows],
+                "window": [float("nan") if window is None else window for window in windows],
+                "keys": [codec.method for codec in self.keys],
+                "values": [codec.method for codec in self.values],
+                "key_bits": key_bits,
+                "value_bits": value_bits,
+                "tokens_held": [
+                    self.layout.tokens_held(layer, seq_len) for layer in range(len(windows))
+                ],
+            }
+        )
 
     def save(self, path: Path | str) -> Path:
         """Write one safetensors file, atomically.
@@ -142,18 +248,16 @@ class CacheCodec:
         Raises:
             OutputError: The file cannot be written.
         """
-        states = [codec.state() for codec in self.layers]
-        tensors, shared = _collect(states)
+        states, tensors = pack_codecs({"keys": self.keys, "values": self.values})
         header = _Header(
             format=_FORMAT,
-            method=self.method,
             layout=self.layout,
-            settings=[settings for settings, _ in states],
-            shared=shared,
+            sinks=self.sinks,
+            window=self.window,
+            codecs=states,
             provenance=self.provenance,
         )
-        with replace_file(Path(path)) as staging:
-            save_file(tensors, staging, metadata={_HEADER: header.model_dump_json()})
+        write_container(Path(path), _HEADER, header, tensors)
         return Path(path)
 
 
@@ -163,63 +267,40 @@ def load_codec(path: Path | str) -> CacheCodec:
     Raises:
         CodecError: The file is missing, broken, or not a gonio codec of this format.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CodecError(f"no codec file at {path}")
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            text = (file.metadata() or {}).get(_HEADER)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CodecError(f"not a safetensors file: {path}\n  {error}") from error
-    if text is None:
-        raise CodecError(
-            f"not a gonio codec: {path}\n  a safetensors file without the {_HEADER} header\n"
-            "Make one with `gonio cache calibrate`."
-        )
-    try:
-        header = _Header.model_validate(json.loads(text))
-    except (ValidationError, ValueError) as error:
-        raise CodecError(f"not a readable codec header in {path}\n  {error}") from error
-    if header.format != _FORMAT or header.method not in _CODECS:
-        raise CodecError(
-            f"{path} holds method {header.method!r} in format {header.format}; "
-            f"this version reads format {_FORMAT} and {', '.join(sorted(_CODECS))}"
-        )
-    kind = _CODECS[header.method]
-    layers = tuple(
-        kind.from_state(settings, _tensors_of(index, tensors, header.shared))
-        for index, settings in enumerate(header.settings)
+    header, tensors = read_container(
+        Path(path),
+        _HEADER,
+        _Header,
+        what="codec",
+        cure="Make one with `gonio cache calibrate`.",
     )
-    return CacheCodec(header.layout, layers, header.provenance)
+    try:
+        parts = {part: unpack_codecs(states, tensors) for part, states in header.codecs.items()}
+        return CacheCodec(
+            header.layout,
+            keys=parts.get("keys", ()),
+            values=parts.get("values", ()),
+            sinks=header.sinks,
+            window=header.window,
+            provenance=header.provenance,
+        )
+    except CodecError as error:
+        raise CodecError(f"cannot use the codec in {path}\n  {error}") from error
 
 
-def _collect(
-    states: list[tuple[dict[str, Any], dict[str, Tensor]]],
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors to write, and the names of those that all layers share and that are written once."""
-    first = states[0][1]
-    shared = [
-        name
-        for name, tensor in first.items()
-        if len(states) > 1 and all(state.get(name) is tensor for _, state in states)
-    ]
-    tensors = {f"shared.{name}": first[name].contiguous() for name in shared}
-    for index, (_, state) in enumerate(states):
-        for name, tensor in state.items():
-            if name not in shared:
-                tensors[f"layers.{index}.{name}"] = tensor.contiguous()
-    return tensors, shared
-
-
-def _tensors_of(index: int, tensors: dict[str, Tensor], shared: list[str]) -> dict[str, Tensor]:
-    own = f"layers.{index}."
-    found = {
-        name.removeprefix(own): value for name, value in tensors.items() if name.startswith(own)
-    }
-    return found | {name: tensors[f"shared.{name}"] for name in shared}
-
-
-def _unique_tensors(layers: tuple[KeyCodec, ...]) -> list[Tensor]:
-    found = {id(tensor): tensor for layer in layers for tensor in layer.state()[1].values()}
-    return list(found.values())
+def _check_model(model: PreTrainedModel) -> None:
+    """Refuse what would fail, or bypass the cache, after the first token."""
+    name = model.config.model_type
+    is_wrapped = hasattr(model, "_orig_mod")  # by torch.compile(model)
+    if is_wrapped or getattr(model, "_compiled_call_impl", None) is not None:  # model.compile()
+        raise ModelError(
+            f"{name}: a compiled model needs a static cache; pass a model that is not compiled"
+        )
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ModelError(f"{name}: the model takes no past_key_values, so it has no cache")
+    wanted = getattr(getattr(model, "generation_config", None), "cache_implementation", None)
+    if wanted not in (None, "dynamic"):
+        raise ModelError(
+            f"{name}: generation_config asks for a {wanted!r} cache, which excludes this one; "
+            "set model.generation_config.cache_implementation = None"
+        )

@@ -13,24 +13,29 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from gonio.kvcache.encoded import EncodedKeys
+from gonio.kvcache.encoded import EncodedTensor
 
 __all__ = ["LosslessCodec", "ZeroCodec"]
 
 
 @dataclass(frozen=True)
 class LosslessCodec:
-    """Stores the keys as they are."""
+    """Stores keys or values as they are."""
 
     method: ClassVar[str] = "lossless"
 
-    def encode(self, keys: Tensor) -> EncodedKeys:
-        """The keys themselves."""
-        return EncodedKeys({"keys": keys}, keys.shape[-1], keys.dtype)
+    @property
+    def block(self) -> int:
+        """Every token is stored alone."""
+        return 1
 
-    def decode(self, encoded: EncodedKeys) -> Tensor:
-        """The keys, bit for bit."""
-        return encoded.tensors["keys"]
+    def encode(self, x: Tensor) -> EncodedTensor:
+        """A copy, which later changes of ``x`` leave alone."""
+        return EncodedTensor({"raw": _copy(x)}, x.shape[2], x.shape[3], x.dtype)
+
+    def decode(self, encoded: EncodedTensor) -> Tensor:
+        """What was encoded, bit for bit."""
+        return encoded.tensors["raw"]
 
     @property
     def side_bytes(self) -> int:
@@ -53,12 +58,17 @@ class ZeroCodec:
 
     method: ClassVar[str] = "zeros"
 
-    def encode(self, keys: Tensor) -> EncodedKeys:
-        """An empty tensor that only knows how many tokens there were."""
-        return EncodedKeys({"nothing": keys[..., :0].clone()}, keys.shape[-1], keys.dtype)
+    @property
+    def block(self) -> int:
+        """Every token is forgotten alone."""
+        return 1
 
-    def decode(self, encoded: EncodedKeys) -> Tensor:
-        """Zeros of the keys' shape."""
+    def encode(self, x: Tensor) -> EncodedTensor:
+        """An empty tensor that only knows batch, heads and tokens."""
+        return EncodedTensor({"nothing": _copy(x[..., :0])}, x.shape[2], x.shape[3], x.dtype)
+
+    def decode(self, encoded: EncodedTensor) -> Tensor:
+        """Zeros of the encoded shape."""
         nothing = encoded.tensors["nothing"]
         shape = (*nothing.shape[:-1], encoded.head_dim)
         return torch.zeros(shape, dtype=encoded.dtype, device=nothing.device)
@@ -76,3 +86,7 @@ class ZeroCodec:
     def from_state(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The codec."""
         return cls(**settings)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)

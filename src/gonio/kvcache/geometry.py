@@ -1,21 +1,23 @@
-"""How far keys stand from the corners of the cube: the 1-bit cosine under each rotation.
+"""How far vectors stand from the corners of the cube: 1-bit cosine and beta in each frame.
 
-Chance is c_d, the mean 1-bit cosine of a uniformly random direction: what a random rotation gives
-whatever the keys are (theorem ``srht_achieves_isotropic_floor``).
+Chance is what a uniformly random direction gives: c_d for the mean cosine (theorem
+``srht_achieves_isotropic_floor``), and its counterpart for beta. Vectors whose mean coordinate was
+subtracted lie in a hyperplane, where a random direction does like one of R^(d-1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gonio.kvcache.observe import KeySamples
-from gonio.kvcache.transforms import RotationKind
+from gonio.errors import ShapeError
+from gonio.kvcache.frame import Frame
 from gonio.linalg.chance import sign_cosine_of_random_direction
 from gonio.linalg.rotations import (
     haar_rotation,
@@ -23,57 +25,97 @@ from gonio.linalg.rotations import (
     learned_sign_rotation,
     randomized_hadamard,
 )
-from gonio.quant.sign import population_beta, sign_cosine
+from gonio.quant.sign import sign_cosine
 
-__all__ = ["rotation_convergence", "sign_cosine_table"]
+__all__ = ["beta_of_random_direction", "rotation_convergence", "sign_cosine_table"]
+
+RESAMPLES = 999
 
 
 def sign_cosine_table(
-    samples: KeySamples,
-    rotations: Mapping[RotationKind, list[Tensor | None]],
+    samples: Sequence[Tensor],
+    windows: Tensor,
+    frames: Mapping[str, Sequence[Frame]],
     *,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """1-bit cosine and beta of every head under every rotation.
+    """1-bit cosine and beta of every head in every frame.
 
     Args:
-        samples: Keys to measure on; learned rotations must have been fitted on others.
-        rotations: Per name, one rotation per layer as :func:`key_rotations` gives them.
-        seed: Seed of the bootstrap.
+        samples: Per layer ``(heads, n, dim)`` to measure on; learned rotations and means must have
+            been fitted on others.
+        windows: Window of each token, ``(n,)``: the tokens of one window are dependent.
+        frames: Per name, one frame per layer.
+        seed: Seed of the bootstrap over windows.
 
     Returns:
-        One row per layer, head and transform: ``layer``, ``head``, ``transform``,
-        ``mean_cosine``, its 95% interval ``low``/``high`` (bootstrap over windows, NaN for a
-        single window), ``beta`` (energy-weighted, in [1/d, 1]) and ``chance`` (c_d).
+        One row per layer, head and transform: ``layer``, ``head``, ``transform``, ``mean_cosine``
+        with ``low`` and ``high``, ``beta`` (energy-weighted, in [1/dim, 1]; of what remains after
+        centering) with ``beta_low`` and ``beta_high``, ``chance`` and ``beta_chance``. Intervals
+        are 95% percentile bootstraps over windows, NaN for a single window; beta is NaN for zeros.
+
+    Raises:
+        ShapeError: A layer does not have as many tokens as ``windows``.
     """
-    chance = float(sign_cosine_of_random_direction(samples.layout.head_dim))
-    rows = []
-    for layer, keys in enumerate(samples.keys):  # (windows, heads, samples, head_dim)
-        for name, per_layer in rotations.items():
-            rotation = per_layer[layer]
-            turned = keys if rotation is None else keys @ rotation.mT
-            by_window = sign_cosine(turned, zero_value=0.0).mean(dim=-1)  # (windows, heads)
-            beta = population_beta(turned.transpose(0, 1).flatten(1, 2))  # (heads,)
-            low, high = _interval_over_windows(by_window, seed)
-            rows += [
-                {
-                    "layer": layer,
-                    "head": head,
-                    "transform": name,
-                    "mean_cosine": by_window[:, head].mean().item(),
-                    "low": low[head],
-                    "high": high[head],
-                    "beta": beta[head].item(),
-                    "chance": chance,
-                }
-                for head in range(keys.shape[1])
-            ]
-    return pd.DataFrame(rows)
+    members = torch.unique(windows, return_inverse=True)[1]
+    draws = _draws(int(members.max()) + 1, seed)
+    tables = []
+    for name, per_layer in frames.items():
+        for layer, (vectors, frame) in enumerate(zip(samples, per_layer, strict=True)):
+            if vectors.shape[1:2] != windows.shape:
+                raise ShapeError(
+                    f"layer {layer} has {vectors.shape[1]} tokens, their windows are "
+                    f"{tuple(windows.shape)}"
+                )
+            turned = frame.apply(vectors[None])[0][0]
+            dim = turned.shape[-1]
+            cosine = sign_cosine(turned, zero_value=0.0)
+            energy = turned.double().square().sum(dim=-1)
+            kept = turned.double().abs().sum(dim=-1).square() / dim
+            found = {
+                **_ratios("mean_cosine", cosine, torch.ones_like(cosine), members, draws),
+                **_ratios("beta", kept, energy, members, draws),
+            }
+            free = dim - 1 if frame.token_dc and dim > 1 else dim
+            table = pd.DataFrame({"layer": layer, "head": range(len(turned)), **found})
+            chance = {"chance": sign_cosine_of_random_direction(free)}
+            beta_chance = beta_of_random_direction(dim, centered=frame.token_dc)
+            tables.append(table.assign(transform=name, **chance, beta_chance=beta_chance))
+    columns = ["layer", "head", "transform", "mean_cosine", "low", "high"]
+    columns += ["beta", "beta_low", "beta_high", "chance", "beta_chance"]
+    return pd.concat(tables, ignore_index=True)[columns]
+
+
+def beta_of_random_direction(d: int, *, centered: bool = False) -> float:
+    """Mean share of the energy that signs keep of a uniformly random direction.
+
+    ``2/pi + (1 - 2/pi)/d`` in R^d, from ``E|x_i x_j|`` of coordinates of the sphere.
+
+    Args:
+        d: Dimension, at least 1.
+        centered: Whether the direction is drawn from the hyperplane of vectors of mean zero.
+
+    Returns:
+        Beta in (2/pi, 1] (of centered directions slightly below), dimensionless; 0 for the only
+        centered vector of R^1.
+
+    Raises:
+        ShapeError: d is below 1.
+    """
+    if d < 1:
+        raise ShapeError(f"no direction in R^{d}; expected d >= 1")
+    if not centered:
+        return 2 / math.pi + (1 - 2 / math.pi) / d
+    if d == 1:
+        return 0.0
+    correlation = -1 / (d - 1)  # of two coordinates of a centered Gaussian vector
+    product = math.sqrt(1 - correlation**2) + correlation * math.asin(correlation)
+    return 1 / d + (1 - 1 / d) * 2 / math.pi * product
 
 
 def rotation_convergence(
-    samples: KeySamples,
-    layers: list[int],
+    samples: Sequence[Tensor],
+    layers: Sequence[int],
     *,
     iterations: int = 50,
     seeds: tuple[int, ...] = (0, 1, 2),
@@ -82,7 +124,8 @@ def rotation_convergence(
     """Mean 1-bit cosine of the learned rotation by iteration, from two kinds of start.
 
     Args:
-        samples: Keys to learn from; the cosine is that of the same keys.
+        samples: Per layer ``(heads, n, dim)`` to learn from; the cosine is that of the same
+            vectors.
         layers: Layers to follow.
         iterations: Steps of the fixed point.
         seeds: One run per seed and start, to show the spread.
@@ -90,19 +133,20 @@ def rotation_convergence(
 
     Returns:
         One row per layer, start, seed and iteration: ``layer``, ``start`` (``random`` or
-        ``hadamard``), ``seed``, ``iteration``, ``mean_cosine`` (mean over heads).
+        ``hadamard``, the latter only where a Hadamard matrix is known), ``seed``, ``iteration``,
+        ``mean_cosine`` (mean over heads).
     """
-    total = len(layers) * len(seeds) * 2
+    starts = {seed: _starts(samples[0].shape[-1], seed) for seed in seeds}
+    total = len(layers) * sum(len(each) for each in starts.values())
     frames: list[pd.DataFrame] = []
     for layer in layers:
-        keys = samples.by_head(layer)
         for seed in seeds:
-            for start, initial in _starts(samples.layout.head_dim, seed).items():
-                first = initial.expand(keys.shape[0], -1, -1)
-                _, trace = learned_sign_rotation(keys, iterations=iterations, initial=first)
-                steps = range(iterations + 1)
+            for start, initial in starts[seed].items():
+                _, trace = learned_sign_rotation(
+                    samples[layer], iterations=iterations, initial=initial
+                )
                 means = trace.mean(dim=-1).tolist()
-                frame = pd.DataFrame({"iteration": steps, "mean_cosine": means})
+                frame = pd.DataFrame({"iteration": range(len(means)), "mean_cosine": means})
                 frames.append(frame.assign(layer=layer, start=start, seed=seed))
                 if progress is not None:
                     progress("convergence of learned rotations", len(frames), total)
@@ -118,18 +162,29 @@ def _starts(head_dim: int, seed: int) -> dict[str, Tensor]:
     return starts
 
 
-def _interval_over_windows(by_window: Tensor, seed: int) -> tuple[list[float], list[float]]:
-    """95% percentile bootstrap over windows, per head; tokens of one window are dependent."""
-    if by_window.shape[0] < 2:
-        undefined = [float("nan")] * by_window.shape[1]
-        return undefined, undefined
-    result = stats.bootstrap(
-        (by_window.double().numpy(),),
-        np.mean,
-        axis=0,
-        n_resamples=999,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    interval = result.confidence_interval
-    return np.atleast_1d(interval.low).tolist(), np.atleast_1d(interval.high).tolist()
+def _draws(windows: int, seed: int) -> NDArray[np.float64]:
+    """How often each window is drawn, ``(resamples, windows)``; no resamples of one window."""
+    rng = np.random.default_rng(seed)
+    even = np.full(windows, 1 / windows)
+    return rng.multinomial(windows, even, size=RESAMPLES if windows > 1 else 0).astype(np.float64)
+
+
+def _ratios(
+    name: str, above: Tensor, below: Tensor, members: Tensor, draws: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """``sum above / sum below`` per head and its interval, from ``(heads, n)`` each."""
+    sums = [_by_window(each, members, draws.shape[1]) for each in (above, below)]
+    low, high = (f"{name.removeprefix('mean_cosine')}_{end}".strip("_") for end in ("low", "high"))
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a head of zeros is NaN, as documented
+        mean = sums[0].sum(axis=0) / sums[1].sum(axis=0)
+        resampled = (draws @ sums[0]) / (draws @ sums[1])
+        bounds = np.full((2, mean.size), np.nan)
+        if len(resampled):
+            bounds = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return {name: mean, low: bounds[0], high: bounds[1]}
+
+
+def _by_window(values: Tensor, members: Tensor, windows: int) -> NDArray[np.float64]:
+    """Sums over the tokens of each window, ``(windows, heads)``."""
+    sums = torch.zeros((windows, values.shape[0]), dtype=torch.float64)
+    return sums.index_add_(0, members, values.double().mT).numpy()

@@ -1,22 +1,23 @@
-"""A transformers cache layer that keeps keys only in encoded form.
+"""A transformers cache layer that keeps keys and values only in encoded form.
 
-Unlike the quantised layers of transformers it never re-encodes decoded keys, can be cropped and
-reordered for real (every stored tensor has batch and sequence axes), and says which keys
-attention reads on the first call.
+Unlike the quantised layers of transformers it never encodes a token twice, can be cropped and
+reordered for real (every stored tensor has batch and token axes), and says which keys attention
+reads on the first call.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from gonio.errors import CodecError
-from gonio.kvcache.contract import KeyCodec
-from gonio.kvcache.encoded import EncodedKeys
-from gonio.quant.accounting import tensor_bytes
+from gonio.errors import CodecError, ModelError
+from gonio.kvcache.contract import TensorCodec
+from gonio.kvcache.control_codecs import LosslessCodec
+from gonio.kvcache.stream import TokenStream
 
 __all__ = ["CompressedLayer", "Prefill"]
 
@@ -24,13 +25,16 @@ Prefill = Literal["exact", "decoded"]
 
 
 class CompressedLayer(CacheLayerMixin):
-    """Encoded keys and exact values of one layer.
+    """Encoded keys and values of one layer with full attention.
 
     Args:
-        codec: How keys are stored.
-        prefill: What attention reads on the first call. ``exact``: the fresh keys, as every
-            serving system does. ``decoded``: the stored ones, so that each key a window reads has
-            been through the codec. From the second call on the decoded keys are read always.
+        key_codec: How keys are stored.
+        value_codec: How values are stored; as they are unless given.
+        sinks: First tokens kept raw.
+        window: Most recent tokens kept raw.
+        prefill: What attention reads on the first call. ``exact``: the fresh keys and values, as
+            every serving system does. ``decoded``: the stored ones, so that all that a window
+            reads has been through the codecs. From the second call on stored ones are read always.
     """
 
     is_compileable = False
@@ -38,22 +42,36 @@ class CompressedLayer(CacheLayerMixin):
     is_sliding = False
     supports_early_init = False
 
-    def __init__(self, codec: KeyCodec, prefill: Prefill = "exact") -> None:
+    def __init__(
+        self,
+        key_codec: TensorCodec,
+        value_codec: TensorCodec | None = None,
+        *,
+        sinks: int = 0,
+        window: int = 0,
+        prefill: Prefill = "exact",
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers is partly untyped
-        self.codec = codec
         self.prefill = prefill
-        self.encoded: EncodedKeys | None = None
-        self.values: Tensor | None = None
+        self.key_stream = TokenStream(key_codec, sinks, window)
+        self.value_stream = TokenStream(value_codec or LosslessCodec(), sinks, window)
+
+    @property
+    def streams(self) -> tuple[TokenStream, TokenStream]:
+        """Storage of keys and of values."""
+        return self.key_stream, self.value_stream
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Note dtype and device; storage begins with the first keys."""
+        """Note dtype and device, and bring side data there; storage begins with the first token."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        for stream in self.streams:
+            stream.codec = _ready(stream.codec, self.device)
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Encode and store new keys, store values, and return what attention reads.
+        """Store new keys and values, and return what attention reads.
 
         Args:
             key_states: New keys ``(batch, num_kv_heads, new_tokens, head_dim)``, after RoPE.
@@ -63,22 +81,26 @@ class CompressedLayer(CacheLayerMixin):
 
         Returns:
             Keys and values of all tokens so far.
+
+        Raises:
+            ModelError: The model is being compiled.
         """
+        if torch.compiler.is_compiling():
+            raise ModelError(
+                "a compressed cache grows and cannot be compiled; use the model itself"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new = self.codec.encode(key_states)
-        if self.encoded is None or self.values is None:
-            self.encoded, self.values = new, value_states
-            if self.prefill == "exact":
-                return key_states, value_states
-        else:
-            self.encoded = self.encoded.append(new)
-            self.values = torch.cat([self.values, value_states], dim=-2)
-        return self.codec.decode(self.encoded), self.values
+        is_first = self.key_stream.tokens == 0
+        self.key_stream.append(key_states)
+        self.value_stream.append(value_states)
+        if is_first and self.prefill == "exact":
+            return key_states, value_states
+        return self.key_stream.read(), self.value_stream.read()
 
     def get_seq_length(self) -> int:
         """Tokens stored."""
-        return 0 if self.encoded is None else self.encoded.seq_len
+        return self.key_stream.tokens
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
@@ -90,7 +112,8 @@ class CompressedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget every token."""
-        self.encoded = self.values = None
+        for stream in self.streams:
+            stream.clear()
         self.is_initialized = False
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -103,11 +126,8 @@ class CompressedLayer(CacheLayerMixin):
             raise CodecError(
                 f"crop takes a number <= 0 of tokens to remove, not {tokens_to_remove}"
             )
-        if self.encoded is None or self.values is None:
-            return
-        kept = max(self.encoded.seq_len + tokens_to_remove, 0)
-        self.encoded = self.encoded.first(kept)
-        self.values = self.values[:, :, :kept].clone()
+        for stream in self.streams:
+            stream.remove_last(-tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow beam search: row i becomes row ``beam_idx[i]``."""
@@ -127,19 +147,32 @@ class CompressedLayer(CacheLayerMixin):
 
     def prefetch(self) -> None:
         """Move the stored tensors back to the device of the first call."""
-        self._map(lambda tensor: tensor.to(self.device, non_blocking=True))
+        if self.is_initialized:
+            self._map(lambda tensor: tensor.to(self.device, non_blocking=True))
 
     @property
     def key_bytes(self) -> int:
         """Bytes stored for keys."""
-        return 0 if self.encoded is None else self.encoded.stored_bytes
+        return self.key_stream.stored_bytes
 
     @property
     def value_bytes(self) -> int:
         """Bytes stored for values."""
-        return 0 if self.values is None else tensor_bytes(self.values)
+        return self.value_stream.stored_bytes
 
-    def _map(self, function: Any) -> None:
-        if self.encoded is not None and self.values is not None:
-            self.encoded = self.encoded.map(function)
-            self.values = function(self.values)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        for stream in self.streams:
+            stream.map(function)
+
+
+def _ready(codec: TensorCodec, device: torch.device) -> TensorCodec:
+    """The codec with its side data on ``device`` and contiguous; itself when it is so already.
+
+    Products with transposed matrices round differently: a codec read from a file would not decode
+    to the last bit what the codec that was written does.
+    """
+    settings, tensors = codec.state()
+    if all(tensor.device == device and tensor.is_contiguous() for tensor in tensors.values()):
+        return codec
+    moved = {name: tensor.to(device).contiguous() for name, tensor in tensors.items()}
+    return codec.from_state(settings, moved)

@@ -1,13 +1,14 @@
 """Texts and their token splits: calibration and evaluation never share a token.
 
-The bundled text is Python's own documentation of the language (``pydoc_data.topics``), real
-English that is on every machine; its content varies with the Python version, so its sha256 is
-part of every record.
+Two texts are on every machine: ``bundled`` is Python's own documentation of the language
+(``pydoc_data.topics``), ``docstrings`` the longer docstrings of its standard library. Both are
+real English whose content varies with the Python version, so its sha256 is part of every record.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Text", "TokenSplit", "load_text", "split_tokens", "token_windows"]
 
 _SUFFIXES = (".txt", ".md", ".rst")
+_SHORTEST = 400  # characters of a docstring worth reading: shorter ones repeat a signature
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Text:
     """A text and where it came from.
 
     Attributes:
-        name: What the user wrote, with the Python version for the bundled text.
+        name: What the user wrote; for texts that come with Python what they are, and its version.
         text: The whole text.
     """
 
@@ -60,17 +62,19 @@ def load_text(source: str | Path = "bundled") -> Text:
     """Read a text.
 
     Args:
-        source: ``bundled``, a file, a folder (its .txt, .md and .rst files in name order), or a
-            ``datasets`` name as ``NAME[:CONFIG[:SPLIT]]`` whose ``text`` column is joined.
+        source: ``bundled``, ``docstrings``, a file, a folder (its .txt, .md and .rst files in
+            name order), or a ``datasets`` name as ``NAME[:CONFIG[:SPLIT]]`` whose ``text`` column
+            is joined.
 
     Raises:
-        DataError: It is none of these, is empty, or is not UTF-8 text.
+        DataError: It is none of these, is empty, or is not UTF-8 text; or the standard library
+            has no sources.
         MissingDependencyError: A data set is named and ``datasets`` is not installed.
     """
     name = str(source)
     path = Path(name).expanduser()
-    if name == "bundled" and not path.exists():
-        return _bundled_text()
+    if name in _WITH_PYTHON and not path.exists():
+        return _WITH_PYTHON[name]()
     if path.is_file():
         text = Text(name, _read(path))
     elif path.is_dir():
@@ -133,12 +137,36 @@ def token_windows(tokens: Tensor, length: int) -> Tensor:
     return tokens[: count * length].view(count, length)
 
 
-def _bundled_text() -> Text:
+def _topics() -> Text:
     import platform
     from pydoc_data.topics import topics
 
     parts = [topics[key] for key in sorted(topics)]
     return Text(f"pydoc_data.topics of Python {platform.python_version()}", "\n\n".join(parts))
+
+
+def _docstrings() -> Text:
+    """Docstrings of the standard library's top-level modules, read from their sources."""
+    import ast
+    import platform
+    import sysconfig
+
+    folder = Path(sysconfig.get_path("stdlib"))
+    found = []
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                found.append(ast.get_docstring(node) or "")
+    text = "\n\n".join(each for each in found if len(each) >= _SHORTEST)
+    if not text:
+        raise DataError(
+            "the text 'docstrings' needs the sources of Python's standard library, and this "
+            "Python has none\nUse --text bundled or a file."
+        )
+    return Text(f"standard library docstrings of Python {platform.python_version()}", text)
+
+
+_WITH_PYTHON: dict[str, Callable[[], Text]] = {"bundled": _topics, "docstrings": _docstrings}
 
 
 def _read(path: Path) -> str:

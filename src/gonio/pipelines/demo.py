@@ -11,10 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 from gonio.kvcache import CacheCodec, KeySamples, RotationKind, collect_keys, load_codec
+from gonio.kvcache.recall import RecallSettings
 from gonio.pipelines.adapter_compare import compare_adapter_with_base, compare_two_adapters
 from gonio.pipelines.adapters import inspect_adapter
 from gonio.pipelines.bench import Bench, TokenBudget, open_bench
-from gonio.pipelines.cache import calibrate_cache, evaluate_cache, observe_cache
+from gonio.pipelines.cache_calibrate import calibrate_cache
+from gonio.pipelines.cache_evaluate import CacheEvaluation, evaluate_cache
+from gonio.pipelines.cache_observe import observe_cache
 from gonio.pipelines.demo_summary import summarize_demo
 from gonio.pipelines.model import describe_model
 from gonio.pipelines.steps import (
@@ -50,6 +53,7 @@ class DemoSettings:
         evaluation_tokens: Tokens that score them.
         window: Tokens per window.
         prefill: Tokens before the first chunk in the cache protocol.
+        recall_length: Context length of the recall probe.
         iterations: Steps of the learned rotations.
         convergence_layers: Layers whose convergence is followed.
         examples: Cases per theorem check.
@@ -64,6 +68,7 @@ class DemoSettings:
     evaluation_tokens: int = 2048
     window: int = 256
     prefill: int = 128
+    recall_length: int = 512
     iterations: int = 30
     convergence_layers: int = 4
     examples: int = 100
@@ -79,6 +84,7 @@ QUICK = replace(
     evaluation_tokens=512,
     window=128,
     prefill=64,
+    recall_length=128,
     iterations=10,
     convergence_layers=2,
     examples=20,
@@ -187,8 +193,7 @@ def _calibrate(rotation: RotationKind) -> Callable[[DemoRun, Progress], Measurem
     def run(demo: DemoRun, progress: Progress) -> Measurement:
         codec, found = calibrate_cache(
             demo.bench,
-            rotation=rotation,
-            iterations=demo.settings.iterations,
+            options={"rotation": rotation, "iterations": demo.settings.iterations},
             seed=demo.settings.seed,
             samples=demo.calibration_keys,
             progress=progress,
@@ -205,21 +210,20 @@ def _observe(demo: DemoRun, progress: Progress) -> Measurement:
         iterations=demo.settings.iterations,
         convergence_layers=demo.settings.convergence_layers,
         seed=demo.settings.seed,
-        codecs=demo.codecs(_ROTATIONS),
-        samples=demo.calibration_keys,
         progress=progress,
     )
 
 
 def _evaluate(demo: DemoRun, progress: Progress) -> Measurement:
+    sizes = demo.settings
     codecs = {f"sign-{rotation}": codec for rotation, codec in demo.codecs(_EVALUATED).items()}
-    return evaluate_cache(
-        demo.bench,
-        codecs,
-        prefill=demo.settings.prefill,
-        seed=demo.settings.seed,
-        progress=progress,
+    plan = CacheEvaluation(
+        prefill=sizes.prefill,
+        allocation=sizes.evaluation_tokens,
+        recall=RecallSettings(lengths=(sizes.recall_length,), passage=48, trials=2),
+        seed=sizes.seed,
     )
+    return evaluate_cache(demo.bench, codecs, plan, progress=progress)
 
 
 def _describe(demo: DemoRun, progress: Progress) -> Measurement:
@@ -253,6 +257,6 @@ STEPS: tuple[Step[DemoRun], ...] = (
         )
         for rotation in _ROTATIONS
     ),
-    Step("keys", "Geometry of the keys", _observe, _CODEC_STEPS),
+    Step("keys", "Geometry of the keys", _observe),
     Step("evaluation", "Perplexity through 1-bit caches", _evaluate, _CODEC_STEPS),
 )

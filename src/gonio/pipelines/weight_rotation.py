@@ -14,12 +14,18 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gonio.errors import ModelError, OutputError, SettingError
+from gonio.errors import ModelError
 from gonio.files import replace_folder, require_writable
 from gonio.linalg.chance import sign_cosine_of_random_direction
 from gonio.linalg.resampling import bootstrap_interval
 from gonio.models import load_model, open_weights, resolve_source
 from gonio.pipelines.adapters import Progress
+from gonio.pipelines.rewritten_model import (
+    compared_logits,
+    logits_of,
+    probe_tokens,
+    refuse_target,
+)
 from gonio.quant import population_beta, sign_cosine
 from gonio.records import Measurement, Value, file_input, make_measurement, make_value
 from gonio.weights import (
@@ -33,14 +39,10 @@ from gonio.weights import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
-__all__ = ["LARGEST_DIFFERENCE", "rotate_weights"]
+__all__ = ["rotate_weights"]
 
-# Of logits, relative to the largest. float32 rounding through 30 layers stays some ten times below;
-# a gain folded wrongly lies above 0.01.
-LARGEST_DIFFERENCE = 1e-4
-_PROBE_SHAPE = (2, 64)  # windows and tokens whose logits are compared
 _STAGES = ("stored", "folded", "rotated")
 
 
@@ -77,15 +79,15 @@ def rotate_weights(
         OutputError: ``out`` is not empty or cannot be written.
     """
     folder, target = resolve_source(source).folder(), Path(out)
-    _refuse_target(folder, target, overwrite)
+    refuse_target(folder, target, overwrite)
     require_rotatable(_family(folder))
     require_writable(target.absolute().parent)
     with open_weights(source) as weights:
         inputs = [file_input(path, f"{source}/{path.name}") for path in weights.files]
     step = _steps(progress)
     model, tokenizer = load_model(source)
-    tokens = _probe_tokens(model, seed)
-    logits = _logits(model, tokens)
+    tokens = probe_tokens(model, seed)
+    logits = logits_of(model, tokens)
     step("choosing the rotation")
     turn, fitted = stream_rotation(model, rotation, iterations=iterations, seed=seed)
     step("measuring as stored")
@@ -101,7 +103,7 @@ def rotate_weights(
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         del model
-        same_function = _compared_logits(staging, tokens, logits, str(source))
+        same_function = compared_logits(staging, tokens, logits, str(source))
     matrices = _stage_table(stages)
     return make_measurement(
         "weight-rotation",
@@ -120,25 +122,6 @@ def rotate_weights(
     )
 
 
-def _compared_logits(folder: Path, tokens: Tensor, logits: Tensor, source: str) -> list[Value]:
-    """How far the logits of a written model are from those wanted; an error beyond rounding."""
-    model, _ = load_model(folder)
-    found = _logits(model, tokens)
-    difference = float((found - logits).abs().max() / logits.abs().max())
-    if not difference <= LARGEST_DIFFERENCE:
-        raise ModelError(
-            f"the rotated {source} computes something else: its logits differ by "
-            f"{difference:.1e} of the largest\n"
-            f"  expected at most {LARGEST_DIFFERENCE:.0e}; nothing was written"
-        )
-    same = float((found.argmax(dim=-1) == logits.argmax(dim=-1)).double().mean())
-    note = "of the folder as read back, relative to the largest logit; random tokens"
-    return [
-        make_value("largest_logit_difference", difference, note=note),
-        make_value("same_top1", same, note="share of positions with the same next token"),
-    ]
-
-
 def _family(folder: Path) -> str:
     """Model type by the configuration, before the weights are loaded."""
     path = folder / "config.json"
@@ -146,15 +129,6 @@ def _family(folder: Path) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"cannot read the model type from {path}: {error}") from error
-
-
-def _refuse_target(folder: Path, target: Path, overwrite: bool) -> None:
-    if target.resolve() == folder.resolve():
-        raise SettingError(f"{target} is the model itself; give another folder to write to")
-    if target.is_file():
-        raise OutputError(f"cannot write {target}: it is a file, expected a folder to create")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise OutputError(f"{target} is not empty and is not replaced; give --force to replace it.")
 
 
 def _steps(progress: Progress | None) -> Callable[[str], None]:
@@ -168,17 +142,6 @@ def _steps(progress: Progress | None) -> Callable[[str], None]:
             progress(what, done, 4)
 
     return step
-
-
-def _probe_tokens(model: PreTrainedModel, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(int(model.config.vocab_size), _PROBE_SHAPE, generator=generator)
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    logits: Tensor = model(tokens, use_cache=False).logits.float()
-    return logits
 
 
 def _figures(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TRANSFORMS", "convergence_figure", "cosine_heatmap", "cosine_lines"]
 
-_HEADS = ("layer", "head", "transform", "mean_cosine", "low", "high", "beta", "chance")
+_HEADS = ("layer", "head", "what", "transform", "mean_cosine", "low", "high", "beta", "chance")
 _THEOREMS = ("cos_sign_quant_formula", "srht_achieves_isotropic_floor")
 _STARTS = {"hadamard": "random Hadamard", "random": "random rotation"}
 TRANSFORMS = {
@@ -34,22 +34,27 @@ TRANSFORMS = {
     "haar": "random rotation",
     "none": "no rotation",
 }
+_TITLES = {**TRANSFORMS, "channel": "channel means removed", "token": "token means removed"}
+_OTHERS = {"key_pre": "keys before rotary embedding", "value": "values"}  # beside keys after it
 
 
 def cosine_heatmap(entry: SiteRecord) -> Figure:
     """One heat map of layers and heads per transform, colored by the distance from chance.
 
+    All transforms of keys after rotary embedding; of keys before it and of values, the learned
+    rotation and none.
+
     Raises:
         RecordError: The record lacks the table or a column.
     """
     frame = _heads(entry)
-    low, high = float(frame["mean_cosine"].min()), float(frame["mean_cosine"].max())
+    maps = _maps(entry)
+    cosines = [value for _, mine in maps for value in mine["mean_cosine"]]
+    low, high = min(cosines), max(cosines)
     chance = float(frame["chance"].iloc[0])
     domain = (min(low, chance), chance, max(high, chance))
     panels, said, rows = [], [], []
-    for transform in _present(frame):
-        mine = frame[frame["transform"] == transform]
-        title = TRANSFORMS.get(transform, transform)
+    for title, mine in maps:
         words = _describe(title, mine)
         said.append(words)
         panels.append(Panel(title, _heat_chart(mine, domain, words)))
@@ -62,9 +67,10 @@ def cosine_heatmap(entry: SiteRecord) -> Figure:
         title="The 1-bit cosine of every head",
         description=f"{' '.join(said)} A random direction gives {show(chance)}.",
         caption=(
-            "Mean cosine of the angle between a key and its signs, after rotary embedding. The "
-            f"neutral color is chance, c_d = {show(chance)}; one hue is worse than chance, the "
-            "other better. All maps share the scale. Intervals are in the tooltips and the record."
+            "Mean cosine of the angle between a key and its signs, after rotary embedding unless "
+            "said otherwise, or between a value and its signs. The neutral color is chance, "
+            f"c_d = {show(chance)}; one hue is worse than chance, the other better. All "
+            "maps share the scale. Intervals are in the tooltips and the record."
         ),
         panels=tuple(panels),
         table=pivot_table(rows, index="layer", series="series", value="value", heading="layer"),
@@ -75,7 +81,7 @@ def cosine_heatmap(entry: SiteRecord) -> Figure:
 
 
 def cosine_lines(entry: SiteRecord) -> Figure:
-    """Mean 1-bit cosine by layer, a line per transform.
+    """Mean 1-bit cosine of keys after rotary embedding by layer, a line per transform.
 
     Raises:
         RecordError: The record lacks the table or a column.
@@ -83,12 +89,12 @@ def cosine_lines(entry: SiteRecord) -> Figure:
     frame = _heads(entry)
     chance = float(frame["chance"].iloc[0])
     transforms = _present(frame)
-    legend = tuple(TRANSFORMS.get(name, name) for name in transforms)
+    legend = tuple(_TITLES.get(name, name) for name in transforms)
     means = frame.groupby(["transform", "layer"])[["mean_cosine", "low", "high"]].mean()
     rows = [
         {
             "layer": int(layer),
-            "transform": TRANSFORMS.get(name, name),
+            "transform": _TITLES.get(name, name),
             "mean": chart_number(means.loc[(name, layer), "mean_cosine"]),
             "low": chart_number(means.loc[(name, layer), "low"]),
             "high": chart_number(means.loc[(name, layer), "high"]),
@@ -162,15 +168,28 @@ def convergence_figure(entry: SiteRecord) -> Figure | None:
     )
 
 
-def _heads(entry: SiteRecord) -> pd.DataFrame:
+def _heads(entry: SiteRecord, what: str = "key_post") -> pd.DataFrame:
     frame = entry.table("heads", _HEADS).dropna(subset=["mean_cosine"])
-    return frame.sort_values(["transform", "layer", "head"])
+    return frame[frame["what"] == what].sort_values(["transform", "layer", "head"])
+
+
+def _maps(entry: SiteRecord) -> list[tuple[str, pd.DataFrame]]:
+    """Title and rows of each heat map."""
+    frame = _heads(entry)
+    maps = [(_TITLES.get(t, t), frame[frame["transform"] == t]) for t in _present(frame)]
+    for what, name in _OTHERS.items():
+        frame = _heads(entry, what)
+        for transform in ("learned", "none"):
+            mine = frame[frame["transform"] == transform]
+            if len(mine):
+                maps.append((f"{name}, {_TITLES[transform]}", mine))
+    return maps
 
 
 def _present(frame: pd.DataFrame) -> tuple[str, ...]:
     """The transforms of a table, ours first and in our order."""
     names = set(frame["transform"])
-    return (*(t for t in TRANSFORMS if t in names), *sorted(names - set(TRANSFORMS)))
+    return (*(t for t in _TITLES if t in names), *sorted(names - set(_TITLES)))
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], title: str) -> float:

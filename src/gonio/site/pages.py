@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
-from gonio.site.cache_figures import perplexity_figure
+from gonio.site.cache_figures import evaluation_figures, perplexity_figure
 from gonio.site.collection import Collection, SiteRecord
 from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.figure import Figure
@@ -128,7 +128,7 @@ def _cache_sections(collection: Collection) -> tuple[Section, ...]:
         return [maker(entry) for entry in records for maker in makers]
 
     def evaluations(records: Sequence[SiteRecord]) -> list[Figure | None]:
-        return [perplexity_figure(entry) for entry in records]
+        return [figure for entry in records for figure in evaluation_figures(entry)]
 
     return (
         _section(collection, "key-geometry", "Keys and their signs", geometry),

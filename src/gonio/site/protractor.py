@@ -82,7 +82,8 @@ def make_protractor(records: Sequence[SiteRecord]) -> Protractor:
 
 def _cosines(entry: SiteRecord) -> dict[str, float]:
     """Mean cosine by transform title; a random rotation stands where chance does, so it is left."""
-    frame = entry.table("heads", ("transform", "mean_cosine", "chance"))
+    frame = entry.table("heads", ("what", "transform", "mean_cosine", "chance"))
+    frame = frame[frame["what"] == "key_post"]
     means = frame.groupby("transform")["mean_cosine"].mean()
     found = {
         title: float(means[name])

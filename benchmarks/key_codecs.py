@@ -1,0 +1,148 @@
+"""Perplexity of key codecs on the bundled model, every key of a window quantized.
+
+Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which attention sees every
+key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
+The windows are the first of the text; calibration uses the 4,096 tokens from token 4,096 on.
+Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
+``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
+Both vary with the Python version.
+
+Usage: python benchmarks/key_codecs.py [--text bundled] [--rows sign affine] [--output FILE.csv]
+"""
+
+import argparse
+import ast
+import math
+import sys
+import sysconfig
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gonio.kvcache import (
+    CacheCodec,
+    SignCodec,
+    calibrate_from_samples,
+    control_codec,
+    evaluate_codecs,
+)
+from gonio.kvcache.samples import CacheSamples, collect_cache
+from gonio.linalg.resampling import Interval, bootstrap_interval, paired_bootstrap_interval
+from gonio.models import load_model, load_text
+from gonio.quant.sign import sign_cosine
+
+__all__ = ["main"]
+
+WINDOW, WINDOWS, CALIBRATION = 512, 6, 4096
+CENTERED = {"method": "scalar", "centering": "channel", "sinks": 4}
+ROWS = {
+    "sign none": {"method": "sign", "rotation": "none"},
+    "sign haar": {"method": "sign", "rotation": "haar"},
+    "sign hadamard": {"method": "sign", "rotation": "hadamard"},
+    "sign learned": {"method": "sign"},
+    "sign learned rank 4": {"method": "sign", "correction_rank": 4, "coefficients": "int8"},
+    "sign learned top 4": {"method": "sign", "exceptions": 4},
+    **{f"affine {b}": {"method": "affine", "bits": b} for b in (2, 3, 4)},
+    **{f"scalar {b}": {"method": "scalar", "bits": b} for b in (2, 3, 4)},
+    **{f"scalar {b} centered, 4 sinks": {**CENTERED, "bits": b} for b in (2, 3, 4)},
+    **{f"residual sign {s}": {"method": "residual_sign", "bits": s} for s in (2, 3)},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--text", nargs="+", default=["bundled", "docstrings"])
+    parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of row names")
+    parser.add_argument("--output", type=Path, help="CSV of every window's scores")
+    chosen = parser.parse_args()
+    names = [name for name in ROWS if name.startswith(tuple(chosen.rows))]
+    model, tokenizer = load_model("smollm2-135m")
+    scores = []
+    for source in chosen.text:
+        text = docstrings() if source == "docstrings" else load_text(source).text
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = torch.tensor(ids[: 2 * CALIBRATION])
+        windows = tokens[: WINDOW * WINDOWS].view(WINDOWS, WINDOW)
+        learn = collect_cache(model, tokens[CALIBRATION:].view(-1, WINDOW))
+        codecs = {name: calibrate_from_samples(learn, **ROWS[name]) for name in names}
+        table = measure(model, windows, codecs)
+        print_table(source, table, codecs, collect_cache(model, windows))
+        scores.append(table.assign(text=source))
+    if chosen.output:
+        pd.concat(scores).to_csv(chosen.output, index=False)
+    return 0
+
+
+def docstrings() -> str:
+    """Docstrings of at least 400 characters of the standard library's top-level modules."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                found.append(ast.get_docstring(node) or "")
+    return "\n\n".join(text for text in found if len(text) >= 400)
+
+
+def measure(model: PreTrainedModel, windows: Tensor, codecs: dict[str, CacheCodec]) -> pd.DataFrame:
+    """Scores of every window under every codec, beside full precision and two controls."""
+    controls = {name: control_codec(model, name) for name in ("lossless", "zeros")}
+    start = time.perf_counter()
+    table = evaluate_codecs(model, windows, {**codecs, **controls})
+    print(f"{len(codecs) + 3} rows in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    nll = table.groupby("method")["nll"].mean()
+    if abs(nll["lossless"] - nll["full"]) > 1e-4:
+        raise SystemExit("the lossless control differs from full precision: nothing is measured")
+    if nll["zeros"] < nll["full"] + 1:
+        raise SystemExit("a cache of zeros scores well: keys bypass the codec")
+    return table
+
+
+def print_table(
+    source: str, table: pd.DataFrame, codecs: dict[str, CacheCodec], samples: CacheSamples
+) -> None:
+    """One line per row: bits per element of the codes, cosine of sign codecs, scores."""
+    full = table.loc[table["method"] == "full", "nll"].to_numpy()
+    print(f"\n{source}: {WINDOWS} windows of {WINDOW} tokens; intervals 95 % over windows")
+    print(
+        f"{'':<28}{'bits':>6}{'cosine':>8}{'perplexity':>26}{'over full':>24}{'KL':>9}{'top-1':>8}"
+    )
+    for name in ["full", *codecs, "zeros"]:
+        rows = table[table["method"] == name]
+        nll = rows["nll"].to_numpy()
+        low, high = exp_interval(bootstrap_interval(nll, seed=0))
+        line = f"{name:<28}{bits(codecs.get(name)):>6}{cosine(codecs.get(name), samples):>8}"
+        line += f"{math.exp(nll.mean()):>10.2f} [{low:6.2f}, {high:6.2f}]"
+        if name != "full":
+            low, high = exp_interval(paired_bootstrap_interval(nll, full, seed=0))
+            line += f"{math.exp((nll - full).mean()):>8.3f} [{low:.3f}, {high:.3f}]"
+            line += f"{rows['logit_kl'].mean():>9.4f}{rows['same_top1'].mean():>8.3f}"
+        print(line)
+
+
+def exp_interval(interval: Interval) -> tuple[float, float]:
+    return math.exp(interval.low), math.exp(interval.high)
+
+
+def bits(codec: CacheCodec | None) -> str:
+    """Bits per element of encoded tokens; raw sinks are apart, 16 bits for 4 tokens."""
+    if codec is None:
+        return ""
+    return f"{replace(codec, sinks=0).bits_per_element(WINDOW):.4g}"
+
+
+def cosine(codec: CacheCodec | None, samples: CacheSamples) -> str:
+    """Mean 1-bit cosine of the evaluated keys in the frames of a plain sign codec."""
+    if codec is None or not all(isinstance(layer, SignCodec) for layer in codec.keys):
+        return ""
+    pairs = zip(codec.keys, samples.keys, strict=True)
+    means = [sign_cosine(layer.frame.apply(x)[0]).mean() for layer, x in pairs]
+    return f"{torch.stack(means).mean().item():.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""How much a model's predictions depend on errors of its keys and values: one metric per head.
+
+Two views are joined. The *local* one knows only the layer: queries for keys (``E[q q^T]`` summed
+over the group), the output projection for values (``W_o^T W_o``). The *Fisher* one knows the whole
+model: ``E[g g^T]`` with g the gradient at a key or value of the log-likelihood of a token drawn
+from the model's own prediction, which is the curvature of the divergence that errors cause. Half
+of each gives the shape, and a head weighs the geometric mean of both: the Fisher weight alone
+holds for small errors only, and heads it calls idle are not once all of them are coarse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gonio.errors import ModelError, ShapeError
+from gonio.kvcache.capture import AttentionCall, captured_attention
+from gonio.kvcache.samples import CacheSamples
+from gonio.models.attention import AttentionLayout, attention_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["MetricKind", "MetricSamples", "collect_metrics", "joined_metrics"]
+
+MetricKind = Literal["joined", "local", "fisher", "plain"]
+
+
+@dataclass(frozen=True)
+class MetricSamples(CacheSamples):
+    """Keys and values of every token, and what errors of them cost.
+
+    Attributes:
+        key_local: Per layer ``E[q q^T]`` in squared units of attention scores, float64
+            ``(num_kv_heads, head_dim, head_dim)``.
+        value_local: Per layer ``W_o^T W_o`` summed over the group; the identity where the
+            projection is not found.
+        key_fisher: Per layer ``E[g g^T]`` of keys.
+        value_fisher: The same of values.
+    """
+
+    key_local: tuple[Tensor, ...]
+    value_local: tuple[Tensor, ...]
+    key_fisher: tuple[Tensor, ...]
+    value_fisher: tuple[Tensor, ...]
+
+    def metrics(self, part: Literal["keys", "values"], kind: MetricKind) -> list[Tensor]:
+        """One metric per layer, ``(num_kv_heads, dim, dim)``; their traces average to dim."""
+        pairs = {
+            "keys": (self.key_local, self.key_fisher),
+            "values": (self.value_local, self.value_fisher),
+        }
+        local, fisher = pairs[part]
+        if kind == "joined":
+            found = joined_metrics(local, fisher)
+        elif kind == "plain":
+            found = [torch.eye(x.shape[-1], dtype=x.dtype).expand_as(x) for x in local]
+        else:
+            found = list(local if kind == "local" else fisher)
+        mean = torch.stack([_trace(x) for x in found]).mean() / found[0].shape[-1]
+        return [x / mean.where(mean > 0, 1) for x in found]
+
+
+def joined_metrics(local: tuple[Tensor, ...], fisher: tuple[Tensor, ...]) -> list[Tensor]:
+    """Half of each shape, weighted by the geometric mean of their traces.
+
+    A head without a Fisher metric (no gradient reaches it) gets the shape of the local one and
+    a thousandth of the mean weight.
+    """
+    weights = torch.stack(
+        [(_trace(a) * _trace(b)).sqrt() for a, b in zip(local, fisher, strict=True)]
+    )
+    weights = weights.clamp(min=1e-3 * weights.mean().item())
+    return [
+        (_unit(a) + _unit(b)) / 2 * weight[:, None, None]
+        for a, b, weight in zip(local, fisher, weights, strict=True)
+    ]
+
+
+def collect_metrics(
+    model: PreTrainedModel,
+    windows: Tensor,
+    *,
+    skip: int = 4,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> MetricSamples:
+    """Run windows forward and backward; keep keys, values and both metrics.
+
+    Args:
+        model: A decoder in evaluation mode whose attention uses transformers' interface.
+        windows: Token ids ``(num_windows, window_length)``.
+        skip: First tokens of a window left out of the metrics: sinks.
+        seed: Seed of the tokens drawn from the model's predictions.
+        progress: Called with (what, windows done, windows).
+
+    Raises:
+        ShapeError: ``windows`` is not two-dimensional, or no longer than ``skip``.
+        ModelError: The model's attention is not supported.
+    """
+    if windows.ndim != 2 or windows.shape[1] <= skip:
+        raise ShapeError(
+            f"windows must be (num_windows, length > {skip}), found {tuple(windows.shape)}"
+        )
+    layout = attention_layout(model.config)
+    sums = _Sums(layout, windows.shape, skip)
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        for index, window in enumerate(windows):
+            sums.add(index, _gradients(model, window, generator))
+            if progress is not None:
+                progress("observing what errors cost", index + 1, len(windows))
+    finally:
+        for parameter, had in wanted:
+            parameter.requires_grad_(had)
+    count = len(windows) * (windows.shape[1] - skip)
+    average = {name: tuple(x / count for x in each) for name, each in sums.metrics.items()}
+    return MetricSamples(
+        layout,
+        tuple(sums.keys),
+        torch.arange(windows.shape[1]),
+        tuple(sums.values),
+        value_local=_projection_metrics(model, layout),
+        **average,
+    )
+
+
+def _gradients(
+    model: PreTrainedModel, window: Tensor, generator: torch.Generator
+) -> list[AttentionCall]:
+    """Attention calls of one window whose keys and values hold the gradient."""
+    calls: list[AttentionCall] = []
+
+    def receive(call: AttentionCall) -> None:
+        for tensor in (call.key, call.value):
+            tensor.requires_grad_(True) if tensor.is_leaf else None
+            tensor.retain_grad()
+        calls.append(call)
+
+    with torch.enable_grad(), captured_attention(model, receive):
+        embedded = model.get_input_embeddings()(window[None].to(model.device))
+        embedded = embedded.detach().requires_grad_(True)
+        logits = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
+        shares = logits.detach().softmax(dim=-1).cpu()
+        drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
+        cross_entropy(logits, drawn, reduction="sum").backward()
+    return calls
+
+
+class _Sums:
+    """Keys and values window by window, and sums of outer products."""
+
+    def __init__(self, layout: AttentionLayout, shape: torch.Size, skip: int) -> None:
+        self._layout, self._skip = layout, skip
+        heads, layers = layout.num_kv_heads, range(layout.num_layers)
+        dims = {"keys": layout.head_dim, "values": layout.value_dim}
+        self.keys, self.values = (
+            [torch.empty((shape[0], heads, shape[1], dim)) for _ in layers] for dim in dims.values()
+        )
+        self.metrics = {
+            name: [torch.zeros((heads, dim, dim), dtype=torch.float64) for _ in layers]
+            for name, dim in (
+                ("key_local", dims["keys"]),
+                ("key_fisher", dims["keys"]),
+                ("value_fisher", dims["values"]),
+            )
+        }
+
+    def add(self, index: int, calls: list[AttentionCall]) -> None:
+        found = sorted(call.layer for call in calls)
+        if found != list(range(self._layout.num_layers)):
+            raise ModelError(f"attention was observed in layers {found}, expected each once")
+        for call in calls:
+            self.keys[call.layer][index] = call.key.detach()[0]
+            self.values[call.layer][index] = call.value.detach()[0]
+            scale = getattr(call, "scale", None) or call.query.shape[-1] ** -0.5
+            query = call.query.detach()[0].unflatten(0, (call.key.shape[1], -1)) * scale
+            each = {
+                "key_local": query,
+                "key_fisher": call.key.grad,
+                "value_fisher": call.value.grad,
+            }
+            for name, vectors in each.items():
+                if vectors is None:  # nothing the model predicts depends on this layer
+                    continue
+                rows = vectors.reshape(*query.shape[:1], -1, *vectors.shape[-2:])
+                rows = rows[:, :, self._skip :].flatten(1, 2).double().cpu()
+                self.metrics[name][call.layer] += rows.mT @ rows
+
+
+def _projection_metrics(model: PreTrainedModel, layout: AttentionLayout) -> tuple[Tensor, ...]:
+    """``W_o^T W_o`` of each key-value head, summed over its group."""
+    names = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+    width = layout.num_heads * layout.value_dim
+    found: dict[int, Tensor] = {}
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int):
+            continue
+        for name in names:
+            weight = getattr(getattr(module, name, None), "weight", None)
+            if weight is None or width not in weight.shape:
+                continue
+            # Conv1D keeps (in, out); a square weight of it is named c_proj.
+            matrix = weight.detach().double().cpu()
+            matrix = matrix if name != "c_proj" and matrix.shape[1] == width else matrix.mT
+            blocks = matrix.unflatten(1, (layout.num_kv_heads, -1, layout.value_dim))
+            rows = blocks.permute(1, 2, 0, 3).flatten(1, 2)
+            found[layer] = rows.mT @ rows
+    eye = torch.eye(layout.value_dim, dtype=torch.float64).repeat(layout.num_kv_heads, 1, 1)
+    return tuple(found.get(layer, eye) for layer in range(layout.num_layers))
+
+
+def _trace(x: Tensor) -> Tensor:
+    return x.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """The metric with trace 1; zero stays zero."""
+    trace = _trace(x)
+    return x / trace.where(trace > 0, 1)[:, None, None]
