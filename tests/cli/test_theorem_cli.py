@@ -64,7 +64,7 @@ def test_check_as_json_is_the_record():
     result = _gonio("check", "zero_init", "--examples", "5", "--seed", "9", "--json")
     payload = json.loads(result.stdout)
     assert payload["record"]["seed"] == 9
-    assert payload["tables"]["checks"][0]["status"] == "checked"
+    assert payload["tables"]["checks"][0]["status"] == "proved"
 
 
 def test_a_failed_check_exits_with_1_and_shows_the_case(monkeypatch):

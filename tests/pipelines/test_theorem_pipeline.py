@@ -22,7 +22,7 @@ def test_record_holds_every_statement(tmp_path):
     assert record.seed == 4
     assert record.settings == {"names": list(NAMES), "family": None, "examples": 10}
     assert list(table["name"]) == list(NAMES)
-    assert list(table["status"]) == ["refuted", "checked"]
+    assert list(table["status"]) == ["refuted", "proved-weaker"]
     assert list(table["examples"]) == [10, 10]
     assert table["counterexample"].isna().all()
     assert record.value("statements").value == 2
