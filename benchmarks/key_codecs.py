@@ -11,10 +11,8 @@ Usage: python benchmarks/key_codecs.py [--text bundled] [--rows sign affine] [--
 """
 
 import argparse
-import ast
 import math
 import sys
-import sysconfig
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -64,8 +62,9 @@ def main() -> int:
     model, tokenizer = load_model("smollm2-135m")
     scores = []
     for source in chosen.text:
-        text = docstrings() if source == "docstrings" else load_text(source).text
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenizer(load_text(source).text, add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         tokens = torch.tensor(ids[: 2 * CALIBRATION])
         windows = tokens[: WINDOW * WINDOWS].view(WINDOWS, WINDOW)
         learn = collect_cache(model, tokens[CALIBRATION:].view(-1, WINDOW))
@@ -76,16 +75,6 @@ def main() -> int:
     if chosen.output:
         pd.concat(scores).to_csv(chosen.output, index=False)
     return 0
-
-
-def docstrings() -> str:
-    """Docstrings of at least 400 characters of the standard library's top-level modules."""
-    found = []
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_bytes())):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                found.append(ast.get_docstring(node) or "")
-    return "\n\n".join(text for text in found if len(text) >= 400)
 
 
 def measure(model: PreTrainedModel, windows: Tensor, codecs: dict[str, CacheCodec]) -> pd.DataFrame:

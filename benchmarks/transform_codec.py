@@ -25,7 +25,7 @@ from gonio.kvcache.sensitivity import collect_metrics
 from gonio.kvcache.transform_fit import excess_over_limit
 from gonio.linalg.resampling import bootstrap_interval, paired_bootstrap_interval
 from gonio.models import load_model, load_text
-from key_codecs import CALIBRATION, WINDOW, WINDOWS, docstrings, exp_interval
+from key_codecs import CALIBRATION, WINDOW, WINDOWS, exp_interval
 
 __all__ = ["main"]
 
@@ -119,7 +119,7 @@ def main() -> int:
 
 
 def read(tokenizer, source: str) -> Tensor:
-    text = docstrings() if source == "docstrings" else load_text(source).text
+    text = load_text(source).text
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 

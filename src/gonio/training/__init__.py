@@ -28,6 +28,7 @@ from gonio.training.recipes import (
     preset_names,
     preset_recipe,
 )
+from gonio.training.spectrum_callback import SpectrumCallback
 from gonio.training.tokens import TokenizedPair, keep_fitting, tokenize_pair
 from gonio.training.train import TrainingRun, require_free_folder
 
@@ -40,6 +41,7 @@ __all__ = [
     "PreferenceSplit",
     "PreferenceSummary",
     "Recipe",
+    "SpectrumCallback",
     "TokenizedPair",
     "TrainingKind",
     "TrainingRun",
