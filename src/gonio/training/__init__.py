@@ -17,6 +17,7 @@ from gonio.training.data import (
     split_pairs,
     write_pairs,
 )
+from gonio.training.divergence import ResponseDivergence, response_divergence
 from gonio.training.dpo import train_dpo
 from gonio.training.passages import PassageShape, pairs_from_text
 from gonio.training.recipes import (
@@ -41,6 +42,7 @@ __all__ = [
     "PreferenceSplit",
     "PreferenceSummary",
     "Recipe",
+    "ResponseDivergence",
     "SpectrumCallback",
     "TokenizedPair",
     "TrainingKind",
@@ -55,6 +57,7 @@ __all__ = [
     "preset_recipe",
     "read_pairs",
     "require_free_folder",
+    "response_divergence",
     "response_log_probs",
     "split_pairs",
     "summarize_preferences",

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from gonio.errors import DataError, SettingError, ShapeError
+from gonio.errors import DataError, ShapeError
 from gonio.linalg.resampling import Interval, bootstrap_interval
 from gonio.training.data import PreferencePair
+from gonio.training.scoring import TokenIds, check_responses, inference, score_responses
 from gonio.training.tokens import TokenizedPair, tokenize_pair
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class PreferenceSummary:
 
 def response_log_probs(
     model: PreTrainedModel,
-    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    sequences: Sequence[TokenIds],
     *,
     batch_size: int = 8,
     pad_token_id: int = 0,
@@ -100,48 +101,21 @@ def response_log_probs(
         DataError: A response is empty.
         SettingError: ``batch_size`` is below 1.
     """
-    if batch_size < 1:
-        raise SettingError(f"batch_size must be at least 1, found {batch_size}")
-    empty = [index for index, (_, response) in enumerate(sequences) if not response]
-    if empty:
-        raise DataError(f"response {empty[0]} has no tokens; raise max_length or drop the pair")
-    was_training = model.training
-    model.eval()
-    try:
+    check_responses(sequences, batch_size)
+    with inference(model):
         totals = [
             _batch_log_probs(model, sequences[start : start + batch_size], pad_token_id)
             for start in range(0, len(sequences), batch_size)
         ]
-    finally:
-        model.train(was_training)
     return torch.cat(totals) if totals else torch.zeros(0, dtype=torch.float64)
 
 
-@torch.inference_mode()
-def _batch_log_probs(
-    model: PreTrainedModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int
-) -> Tensor:
-    longest = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = torch.full((len(sequences), longest), pad, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    scored = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(sequences):
-        length = len(prompt) + len(response)
-        input_ids[row, :length] = torch.tensor([*prompt, *response])
-        attention_mask[row, :length] = 1
-        scored[row, len(prompt) : length] = True
-    device = model.device
-    input_ids, scored = input_ids.to(device), scored.to(device)
-    call: Any = model
-    logits = call(
-        input_ids=input_ids, attention_mask=attention_mask.to(device), use_cache=False
-    ).logits[:, :-1]  # (sequences, longest - 1, vocabulary)
-    wanted = scored[:, 1:]
-    log_probs = logits[wanted].float().log_softmax(dim=-1)  # (scored tokens, vocabulary)
-    picked = log_probs.gather(-1, input_ids[:, 1:][wanted].unsqueeze(-1)).squeeze(-1).double()
-    totals = torch.zeros(wanted.shape, dtype=torch.float64, device=device)
-    totals[wanted] = picked
-    return totals.sum(dim=-1).cpu()
+def _batch_log_probs(model: PreTrainedModel, sequences: Sequence[TokenIds], pad: int) -> Tensor:
+    scored = score_responses(model, sequences, pad)
+    log_probs = scored.logits.float().log_softmax(dim=-1)  # (scored tokens, vocabulary)
+    picked = log_probs.gather(-1, scored.targets[:, None])[:, 0].double()
+    totals = torch.zeros(len(sequences), dtype=torch.float64, device=picked.device)
+    return totals.index_add_(0, scored.rows, picked).cpu()
 
 
 def pair_log_probs(
