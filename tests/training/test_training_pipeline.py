@@ -50,6 +50,7 @@ def test_a_training_is_measured_on_held_out_pairs(tmp_path, model_folder, text_f
     record = found.record
     assert record.kind == "training"
     assert record.tables == ("log", "held_out")
+    assert record.value("held_out_kl_to_base").value > 0
     assert len(found.tables["log"]) == 3
     accuracy = record.value("held_out_preference_accuracy")
     assert accuracy.chance == 0.5
@@ -82,7 +83,7 @@ def test_the_margins_are_those_of_the_adapter_on_disk(tmp_path, model_folder, te
     adapted = PeftModel.from_pretrained(model, out)
     trained = pair_log_probs(adapted, tokenizer, pairs, max_length=120)
     margins = (trained.difference - base.difference).tolist()
-    assert table["margin"].tolist() == pytest.approx(margins, abs=1e-9)
+    assert table["margin"].tolist() == pytest.approx(margins, abs=1e-4)  # float32, other batches
     assert max(map(abs, margins)) > 0.1
 
 

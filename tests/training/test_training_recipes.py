@@ -5,23 +5,26 @@ import pytest
 
 from gonio.errors import SettingError
 from gonio.training.recipes import (
+    BitFitRecipe,
     ClmRecipe,
     DpoRecipe,
     make_recipe,
     parse_targets,
     preset_names,
     preset_recipe,
+    read_recipe,
 )
 
+_CLASSES = {"dpo": DpoRecipe, "clm": ClmRecipe, "bitfit": BitFitRecipe}
 SETTINGS = {"steps": 4, "learning_rate": 1e-3, "batch_size": 2, "max_length": 32, "r": 4}
 SETTINGS |= {"lora_alpha": 8}
 
 
-@pytest.mark.parametrize("kind", ["dpo", "clm"])
+@pytest.mark.parametrize("kind", ["dpo", "clm", "bitfit"])
 def test_every_preset_is_a_valid_recipe_of_its_kind(kind):
     assert "small" in preset_names(kind)
     for name in preset_names(kind):
-        assert type(preset_recipe(kind, name)) is {"dpo": DpoRecipe, "clm": ClmRecipe}[kind]
+        assert type(preset_recipe(kind, name)) is _CLASSES[kind]
 
 
 def test_the_published_recipe_is_reproduced():
@@ -93,3 +96,40 @@ def test_recipes_are_frozen():
 )
 def test_targets_are_parsed(text, targets):
     assert parse_targets(text) == targets
+
+
+def test_a_recipe_file_and_what_replaces_it(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text('preset = "gpt-neox-hh"\nsteps = 60\ntarget_modules = ["dense"]\n')
+    recipe = read_recipe("dpo", path, r=8, beta=None)
+    assert (recipe.steps, recipe.r, recipe.target_modules) == (60, 8, ("dense",))
+    assert recipe.lora_alpha == preset_recipe("dpo", "gpt-neox-hh").lora_alpha
+    path.write_text("\n".join(f"{key} = {value}" for key, value in SETTINGS.items()))
+    assert read_recipe("clm", path) == make_recipe("clm", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("steps = ", "cannot read the recipe"),
+        ("stepz = 4", "stepz"),
+        ('preset = "huge"', "no dpo preset 'huge'"),
+        ("steps = 4", "r: Field required"),
+    ],
+)
+def test_a_bad_recipe_file_is_named(tmp_path, text, named):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(SettingError, match=r"recipe\.toml") as caught:
+        read_recipe("dpo", path)
+    assert named in str(caught.value)
+
+
+def test_a_missing_recipe_file(tmp_path):
+    with pytest.raises(SettingError, match="cannot read the recipe"):
+        read_recipe("dpo", tmp_path / "none.toml")
+
+
+def test_accumulated_batches_count_as_examples():
+    recipe = make_recipe("clm", **SETTINGS, gradient_accumulation=3)
+    assert recipe.num_examples == 24

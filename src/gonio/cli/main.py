@@ -19,6 +19,7 @@ _NOUNS = {
     "cache": "Observe, compress and evaluate the attention key cache.",
     "demo": "Measure, train, compress and check everything on a small real model.",
     "model": "List, fetch and describe models.",
+    "study": "Run grids of trainings and draw conclusions from them.",
     "site": "Build a site that works from disk out of records.",
     "theorem": "List, show and check the statements the numbers rest on.",
     "train": "Train LoRA adapters with DPO or causal language modeling.",

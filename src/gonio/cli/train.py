@@ -1,4 +1,4 @@
-"""``gonio train``: train LoRA adapters."""
+"""``gonio train``: train LoRA adapters or biases, and evaluate what that did."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN_STEPS = 10
 
 @click.group()
 def train() -> None:
-    """Train LoRA adapters with DPO or causal language modeling.
+    """Train LoRA adapters with DPO or causal language modeling, or biases with DPO.
 
     The result is a PEFT folder (safetensors) with its log and recipe; it is whole or absent,
     also when the run is interrupted. Needs the extra: pip install 'gonio[train]'.
@@ -30,13 +30,17 @@ def train() -> None:
     \b
     Example:
       gonio train dpo smollm2-135m --data bundled --out runs/dpo
-      gonio train clm smollm2-135m --data bundled --out runs/clm
+      gonio train evaluate smollm2-135m runs/dpo --data bundled
+      accelerate launch -m gonio train dpo MODEL --data pairs.jsonl --out runs/dpo
     """
 
 
+_Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
 def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Model, data, folder and the settings of a recipe; an option not given keeps the preset's."""
-    options: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
+    """Model, data, folder and the settings of every recipe; what is not given is the preset's."""
+    options: list[_Decorator] = [
         click.argument("model"),
         click.option(
             "--data",
@@ -49,17 +53,26 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--out", required=True, type=click.Path(path_type=Path), help="Folder to create."
         ),
         click.option("--preset", default="small", show_default=True, help="Recipe to start from."),
+        click.option(
+            "--recipe",
+            "recipe_file",
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="TOML file of settings, instead of a preset; options replace its settings.",
+        ),
         click.option("--steps", type=int, help="Optimizer steps."),
         click.option("--batch-size", type=int, help="Pairs per step."),
         click.option("--max-length", type=int, help="Tokens per sequence."),
         click.option("--lr", "learning_rate", type=float, help="Peak learning rate."),
-        click.option("--r", type=int, help="Rank of the update."),
-        click.option("--alpha", "lora_alpha", type=float, help="LoRA alpha."),
-        click.option("--rslora", "use_rslora", is_flag=True, default=None, help="Use rsLoRA."),
+        click.option("--warmup-steps", type=int, help="Steps of linear warm-up."),
+        click.option("--schedule", help="constant, linear or cosine."),
+        click.option("--gradient-accumulation", type=int, help="Batches per step."),
+        click.option("--samples", type=int, help="Training pairs drawn from the data."),
+        click.option("--precision", help="auto, fp32, bf16 or fp16."),
         click.option(
-            "--targets",
-            "target_modules",
-            help="Module names with commas between, or all-linear.",
+            "--gradient-checkpointing", is_flag=True, default=None, help="Less memory, slower."
+        ),
+        click.option(
+            "--report-to", multiple=True, help="Tracker, for example tensorboard; repeatable."
         ),
         click.option("--seed", type=int, help="Seed of data, initialization and order."),
         click.option(
@@ -77,9 +90,36 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _lora_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    options: list[_Decorator] = [
+        click.option("--r", type=int, help="Rank of the update."),
+        click.option("--alpha", "lora_alpha", type=float, help="LoRA alpha."),
+        click.option("--rslora", "use_rslora", is_flag=True, default=None, help="Use rsLoRA."),
+        click.option(
+            "--targets",
+            "target_modules",
+            help="Module names with commas between, or all-linear.",
+        ),
+        click.option("--dropout", type=float, help="Dropout on the input of the adapter."),
+        click.option("--init", help="Law of A at the start: kaiming or gaussian."),
+        click.option(
+            "--spectrum-every",
+            type=click.IntRange(min=1),
+            help="Steps between measurements of the update's geometry.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_BETA = click.option("--beta", type=float, help="Pull towards the base model.")
+
+
 @train.command("dpo")
 @_training_options
-@click.option("--beta", type=float, help="Pull towards the base model.")
+@_lora_options
+@_BETA
 def dpo(output: Output, overwrite: bool, **options: Any) -> None:
     """Prefer the chosen responses: direct preference optimization.
 
@@ -96,6 +136,7 @@ def dpo(output: Output, overwrite: bool, **options: Any) -> None:
 
 @train.command("clm")
 @_training_options
+@_lora_options
 def clm(output: Output, overwrite: bool, **options: Any) -> None:
     """Imitate the chosen responses: causal language modeling, prompts not scored.
 
@@ -107,6 +148,58 @@ def clm(output: Output, overwrite: bool, **options: Any) -> None:
     _run("clm", output, overwrite, **options)
 
 
+@train.command("bitfit")
+@_training_options
+@_BETA
+def bitfit(output: Output, overwrite: bool, **options: Any) -> None:
+    """Prefer the chosen responses by changing biases alone, every weight frozen.
+
+    Refused for models without biases, such as Llama.
+
+    \b
+    Example:
+      gonio train bitfit EleutherAI/pythia-70m --data pairs.jsonl --out runs/bitfit
+    """
+    _run("bitfit", output, overwrite, **options)
+
+
+@train.command("evaluate")
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="DATA", help="As for training.")
+@click.option("--held-out", type=click.IntRange(min=2), default=64, show_default=True)
+@click.option("--max-length", type=click.IntRange(min=2), help="The recipe's unless given.")
+@click.option("--beta", type=float, help="The recipe's unless given.")
+@click.option("--seed", type=int, help="Of the split; the recipe's unless given.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--keep",
+    "parts",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Parquet file of finished pairs: run again to go on after an interruption.",
+)
+@output_options
+def evaluate(model: str, folder: Path, output: Output, overwrite: bool, **options: Any) -> None:
+    """Evaluate what training wrote to FOLDER against MODEL on held-out pairs.
+
+    Reward margin, preference accuracy, divergence from the base model over the whole vocabulary
+    (nats per token, both directions) and, apart from it, the log-ratio of the responses.
+
+    \b
+    Example:
+      gonio train evaluate smollm2-135m runs/dpo --data bundled
+      gonio train evaluate smollm2-135m runs/dpo --data pairs.jsonl --keep p.parquet
+    """
+    from gonio.pipelines.train_evaluate import evaluate_training
+
+    with progress_bar("loading the model") as progress:
+        found = evaluate_training(model, folder, progress=progress, **options)
+    columns = ["pair", "chosen_tokens", "margin", "chosen_kl_to_base", "rejected_kl_to_base"]
+    shown = found.tables["pairs"][columns].head(_SHOWN_STEPS)
+    output.write(found, [("Pairs, the first ones", shown)])
+
+
 def _run(
     kind: TrainingKind,
     output: Output,
@@ -116,16 +209,25 @@ def _run(
     data: str,
     out: Path,
     preset: str,
+    recipe_file: Path | None,
     held_out: int,
     device: str,
-    target_modules: str | None,
+    report_to: tuple[str, ...],
+    target_modules: str | None = None,
+    spectrum_every: int | None = None,
     **settings: Any,
 ) -> None:
-    from gonio.training.recipes import parse_targets, preset_recipe
+    from gonio.training.recipes import parse_targets, preset_recipe, read_recipe
 
-    targets = None if target_modules is None else parse_targets(target_modules)
-    recipe = preset_recipe(kind, preset, target_modules=targets, **settings)
+    settings["report_to"] = report_to or None
+    if target_modules is not None:
+        settings["target_modules"] = parse_targets(target_modules)
+    if recipe_file is not None:
+        recipe = read_recipe(kind, recipe_file, **settings)
+    else:
+        recipe = preset_recipe(kind, preset, **settings)
     from gonio.pipelines.training import train_adapter
+    from gonio.training.backend import is_main_process
 
     with progress_bar("preparing") as progress:
         found = train_adapter(
@@ -136,10 +238,12 @@ def _run(
             out,
             held_out=held_out,
             device=device,
+            spectrum_every=spectrum_every,
             overwrite=overwrite,
             progress=progress,
         )
-    output.write(found, [("Training log", _log_view(found.tables["log"]))])
+    if is_main_process():
+        output.write(found, [("Training log", _log_view(found.tables["log"]))])
 
 
 def _log_view(log: pd.DataFrame) -> pd.DataFrame:

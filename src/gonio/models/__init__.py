@@ -4,6 +4,7 @@ from gonio.models.activations import Moments, input_second_moments
 from gonio.models.attention import AttentionLayout, attention_layout
 from gonio.models.bundled import bundled_models, fetch_bundled
 from gonio.models.orientation import is_stored_transposed
+from gonio.models.skeleton import load_skeleton
 from gonio.models.sources import (
     ModelSource,
     load_model,
@@ -27,6 +28,7 @@ __all__ = [
     "input_second_moments",
     "is_stored_transposed",
     "load_model",
+    "load_skeleton",
     "load_text",
     "load_tokenizer",
     "open_weights",

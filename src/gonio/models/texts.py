@@ -21,7 +21,7 @@ from gonio.errors import DataError, MissingDependencyError, SettingError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Text", "TokenSplit", "load_text", "split_tokens", "token_windows"]
+__all__ = ["Text", "TokenSplit", "load_text", "split_tokens", "spread_windows", "token_windows"]
 
 _SUFFIXES = (".txt", ".md", ".rst")
 _SHORTEST = 400  # characters of a docstring worth reading: shorter ones repeat a signature
@@ -135,6 +135,21 @@ def token_windows(tokens: Tensor, length: int) -> Tensor:
     if count == 0:
         raise DataError(f"{tokens.numel()} tokens make no window of {length}")
     return tokens[: count * length].view(count, length)
+
+
+def spread_windows(windows: Tensor, count: int) -> Tensor:
+    """Some of the windows of a text, evenly spread over it.
+
+    Args:
+        windows: As :func:`token_windows` makes them, ``(n, length)``.
+        count: How many, 1 to n; the first and the last are among them.
+
+    Raises:
+        DataError: There are fewer windows.
+    """
+    if not 1 <= count <= len(windows):
+        raise DataError(f"{count} windows cannot be spread over a text of {len(windows)} windows")
+    return windows[torch.linspace(0, len(windows) - 1, count).round().long()]
 
 
 def _topics() -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,35 +12,39 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gonio.errors import SettingError
-from gonio.linalg.resampling import Interval
-from gonio.models import load_model, load_tokenizer, open_weights, resolve_source
+from gonio.files import replace_file
+from gonio.models import load_model, load_skeleton, load_tokenizer, open_weights
+from gonio.pipelines.behavior import behavior_table, behavior_values, open_trained
 from gonio.records import InputFile, Measurement, Value, file_input, make_measurement, make_value
 from gonio.training import (
+    BitFitRecipe,
     ClmRecipe,
     DpoRecipe,
-    PairLogProbs,
+    LoraRecipe,
     PreferencePair,
-    PreferenceSummary,
     Recipe,
+    SpectrumCallback,
     TrainingKind,
     TrainingRun,
+    bias_names,
     keep_fitting,
-    pair_log_probs,
     require_free_folder,
-    summarize_preferences,
+    train_bitfit,
     train_clm,
     train_dpo,
 )
-from gonio.training.backend import require_datasets, require_trl
+from gonio.training.backend import is_main_process, require_datasets, require_trl
+from gonio.training.bitfit import BIASES_FILE
 from gonio.training.lora import lora_config
-from gonio.training.restore import quiet_libraries
 from gonio.training.sources import PairSource, load_split
 
-__all__ = ["HELD_OUT_PAIRS", "train_adapter"]
+__all__ = ["HELD_OUT_PAIRS", "check_trainable", "train_adapter"]
 
 Progress = Callable[[str, int, int], None]
 
 HELD_OUT_PAIRS = 16
+
+_NAMES: dict[TrainingKind, str] = {"dpo": "DPO", "clm": "CLM", "bitfit": "BitFit"}
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,6 @@ class _Prepared:
     left_out: int
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """Log-probabilities of the held-out pairs before and after, and their summary."""
-
-    base: PairLogProbs
-    trained: PairLogProbs
-    summary: PreferenceSummary
-
-
 def train_adapter(
     kind: TrainingKind,
     model: str | Path,
@@ -70,66 +65,73 @@ def train_adapter(
     out: str | Path,
     *,
     held_out: int = HELD_OUT_PAIRS,
+    data_seed: int | None = None,
     device: str = "cpu",
+    spectrum_every: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Measurement:
-    """Train a LoRA adapter and measure what it changed on held-out pairs.
+    """Train, and measure what that changed on held-out pairs.
 
-    Everything that can be checked without the weights is checked before they are loaded.
+    All that can be checked without the weights is, before they are loaded. Of the processes of
+    `accelerate launch` the first evaluates; the measurements of the others lack held-out pairs.
 
     Args:
-        kind: ``dpo`` or ``clm``.
+        kind: ``dpo``, ``clm`` or ``bitfit``.
         model: Model source.
         data: ``bundled``, a text, a ``.jsonl`` file of pairs or a hub data set.
         recipe: The settings, of the class that belongs to ``kind``.
-        out: PEFT folder to create.
+        out: Folder to create: PEFT's, or for BitFit one with the biases.
         held_out: Pairs kept for the evaluation, at least 2.
+        data_seed: Seed of the split into training and held-out pairs; the recipe's unless given.
         device: Where to train.
+        spectrum_every: Steps between measurements of the update's geometry; none unless given.
         overwrite: Replace a folder that is not empty.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
-        Kind ``training``; tables ``log`` (first, one row per step) and ``held_out`` (one row per
-        pair, log-probabilities in nats).
+        Kind ``training``; tables ``log`` (first, by step), ``held_out`` (by pair, see
+        :func:`gonio.pipelines.behavior.behavior_table`) and, where it was followed, ``geometry``
+        (:class:`gonio.training.SpectrumCallback`; also ``geometry.parquet`` in the folder).
 
     Raises:
         GonioError: The model, the data, the recipe or the folder is refused.
     """
     trainer = _trainer(kind, recipe)
+    callback = _callback(kind, spectrum_every)
     require_free_folder(Path(out), overwrite)
     report = progress or _no_progress
-    prepared = _prepare(model, data, recipe, held_out)
+    split_seed = recipe.seed if data_seed is None else data_seed
+    prepared = _prepare(model, data, recipe, held_out, split_seed)
     report("loading the model", 0, recipe.steps)
     network, tokenizer = load_model(model, device=_device(device))
-    lora_config(network, recipe)  # an unknown target fails here, before the evaluation
-    report("evaluating the base model", 0, recipe.steps)
-    base = pair_log_probs(network, tokenizer, prepared.held_out, max_length=recipe.max_length)
     run = trainer(
-        network,
-        tokenizer,
-        prepared.train,
-        recipe,
-        Path(out),
-        report,
+        *(network, tokenizer, prepared.train, recipe, Path(out), report),
         base_name=str(model),
         overwrite=overwrite,
+        callbacks=[] if callback is None else [callback],
     )
-    report("evaluating the adapter", recipe.steps, recipe.steps)
-    evaluation = _evaluate(network, tokenizer, prepared.held_out, recipe, run.folder, base)
+    tables, values = {"log": run.log}, _values(recipe, run, prepared)
+    if is_main_process():
+        tables["held_out"] = _evaluate(network, tokenizer, run, prepared, recipe, report)
+        values += behavior_values(
+            tables["held_out"], beta=getattr(recipe, "beta", None), seed=recipe.seed
+        )
+        if callback is not None:
+            tables["geometry"] = _keep_geometry(callback.table, run.folder)
+            values += _geometry_values(callback)
+    settings = {"kind": kind, "model": str(model), "data": data, "data_seed": split_seed}
     return make_measurement(
         "training",
-        f"{kind.upper()} training of {model} on {prepared.source.name}: {run.folder.name}",
+        f"{_NAMES[kind]} training of {model} on {prepared.source.name}: {run.folder.name}",
         settings={
-            "kind": kind,
-            "model": str(model),
-            "data": data,
+            **settings,
             "pairs": prepared.source.nature,
             "recipe": recipe.model_dump(mode="json"),
             "held_out": held_out,
         },
-        values=_values(recipe, run, evaluation, prepared),
-        tables={"log": run.log, "held_out": _held_out_table(evaluation)},
+        values=values,
+        tables=tables,
         inputs=_inputs(model, prepared.source, run.folder),
         seed=recipe.seed,
         dtype=network.dtype,
@@ -137,18 +139,31 @@ def train_adapter(
     )
 
 
-def _prepare(model: str | Path, data: str, recipe: Recipe, held_out: int) -> _Prepared:
+def _prepare(model: str | Path, data: str, recipe: Recipe, held_out: int, seed: int) -> _Prepared:
     """All checks that need no weights, and the pairs that fit the recipe's length."""
     if held_out < 2:
         raise SettingError(f"held_out must be at least 2 pairs, found {held_out}")
     require_datasets()
     require_trl()
-    resolve_source(model)
-    source = load_split(data, train=recipe.num_examples, held_out=held_out, seed=recipe.seed)
+    check_trainable(load_skeleton(model), recipe)
+    source = load_split(data, train=recipe.num_examples, held_out=held_out, seed=seed)
     tokenizer = load_tokenizer(model)
     train, left_out = keep_fitting(tokenizer, source.split.train, recipe.max_length)
     kept, held_out_left_out = keep_fitting(tokenizer, source.split.held_out, recipe.max_length)
     return _Prepared(source, train, kept, left_out + held_out_left_out)
+
+
+def check_trainable(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Refuse a recipe whose targets, or biases, the model has not; its weights are not needed.
+
+    Raises:
+        SettingError: A target module is not in the model.
+        ModelError: The recipe trains biases and the model has none.
+    """
+    if isinstance(recipe, LoraRecipe):
+        lora_config(model, recipe)
+    else:
+        bias_names(model)
 
 
 def _trainer(kind: TrainingKind, recipe: Recipe) -> Callable[..., TrainingRun]:
@@ -156,6 +171,8 @@ def _trainer(kind: TrainingKind, recipe: Recipe) -> Callable[..., TrainingRun]:
         return train_dpo
     if kind == "clm" and isinstance(recipe, ClmRecipe):
         return train_clm
+    if kind == "bitfit" and isinstance(recipe, BitFitRecipe):
+        return train_bitfit
     raise SettingError(f"training kind {kind!r} does not go with a {type(recipe).__name__}")
 
 
@@ -175,28 +192,9 @@ def _no_progress(what: str, done: int, total: int) -> None:
     """Report to nobody."""
 
 
-def _evaluate(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[PreferencePair],
-    recipe: Recipe,
-    folder: Path,
-    base: PairLogProbs,
-) -> _Evaluation:
-    """Log-probabilities under the adapter as read back from its folder."""
-    from peft import PeftModel
-
-    with quiet_libraries():
-        adapted = PeftModel.from_pretrained(network, str(folder))
-    trained = pair_log_probs(adapted, tokenizer, pairs, max_length=recipe.max_length)
-    return _Evaluation(base, trained, summarize_preferences(trained, base, seed=recipe.seed))
-
-
-def _values(
-    recipe: Recipe, run: TrainingRun, evaluation: _Evaluation, prepared: _Prepared
-) -> list[Value]:
+def _values(recipe: Recipe, run: TrainingRun, prepared: _Prepared) -> list[Value]:
     loss, quarter = run.log["loss"], max(1, len(run.log) // 4)
-    at_start = math.log(2.0) if isinstance(recipe, DpoRecipe) else None
+    at_start = math.log(2.0) if isinstance(recipe, DpoRecipe | BitFitRecipe) else None
     note = "one batch; chance: log 2, the loss of a model equal to its reference"
     loss_note = note if at_start is not None else "one batch"
     return [
@@ -209,7 +207,6 @@ def _values(
             chance=at_start,
             note=f"mean over the last {quarter} steps",
         ),
-        *_held_out_values(recipe, evaluation.summary),
         make_value("training_pairs", len(prepared.train)),
         make_value("left_out_pairs", prepared.left_out, note="their prompt alone fills max_length"),
         make_value("trained_parameters", run.num_trainable),
@@ -218,69 +215,58 @@ def _values(
     ]
 
 
-def _held_out_values(recipe: Recipe, summary: PreferenceSummary) -> list[Value]:
-    count = summary.margins.numel()
-    note = f"{count} held-out pairs; interval over pairs of this run, not over runs"
-    interval = summary.margin_interval
-    values = [
-        make_value(
-            "held_out_margin",
-            summary.mean_margin,
-            unit="nats",
-            chance=0.0,
-            interval=interval,
-            note=f"log-ratio to the base model, chosen minus rejected; {note}",
-        ),
-        make_value(
-            "held_out_preference_accuracy",
-            summary.accuracy,
-            chance=0.5,
-            interval=summary.accuracy_interval,
-            note=f"share of pairs with a positive margin; {note}",
-        ),
-        make_value("held_out_base_accuracy", summary.base_accuracy, chance=0.5, note=_CHOICE),
-        make_value("held_out_trained_accuracy", summary.trained_accuracy, chance=0.5, note=_CHOICE),
-    ]
-    if isinstance(recipe, DpoRecipe):
-        reward = make_value(
-            "held_out_reward_margin",
-            recipe.beta * summary.mean_margin,
-            chance=0.0,
-            interval=None if interval is None else _scaled(interval, recipe.beta),
-            note=f"beta times the margin in nats; {note}",
+def _evaluate(
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    run: TrainingRun,
+    prepared: _Prepared,
+    recipe: Recipe,
+    report: Progress,
+) -> pd.DataFrame:
+    """Behavior on the held-out pairs of what was trained, as read back from its folder."""
+    with open_trained(network, run.folder) as trained:
+        return behavior_table(
+            trained, tokenizer, prepared.held_out, max_length=recipe.max_length, progress=report
         )
-        values.insert(0, reward)
-    return values
 
 
-_CHOICE = "share of held-out pairs whose chosen response is the more probable one"
+def _callback(kind: TrainingKind, every: int | None) -> SpectrumCallback | None:
+    if every is not None and kind == "bitfit":
+        raise SettingError("BitFit changes no weight matrix, so there is no spectrum to follow")
+    return None if every is None else SpectrumCallback(every)
 
 
-def _scaled(interval: Interval, factor: float) -> Interval:
-    return Interval(
-        interval.low * factor, interval.high * factor, interval.confidence, interval.method
-    )
+def _keep_geometry(table: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The geometry by step, also written beside what was trained."""
+    with replace_file(folder / "geometry.parquet") as staging:
+        table.to_parquet(staging, index=False)
+    return table
 
 
-def _held_out_table(evaluation: _Evaluation) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "pair": range(evaluation.summary.margins.numel()),
-            "base_chosen": evaluation.base.chosen.numpy(),
-            "base_rejected": evaluation.base.rejected.numpy(),
-            "trained_chosen": evaluation.trained.chosen.numpy(),
-            "trained_rejected": evaluation.trained.rejected.numpy(),
-            "margin": evaluation.summary.margins.numpy(),
-        }
-    )
+def _geometry_values(callback: SpectrumCallback) -> list[Value]:
+    table = callback.table
+    last = table[table["step"] == table["step"].max()]
+    return [
+        make_value(
+            "last_stable_rank",
+            float(last["stable_rank"].mean()),
+            chance=float(last["random_lora_stable_rank"].mean()),
+            note=f"mean over {len(last)} updates after the last step; chance: Gaussian factors",
+        ),
+        make_value(
+            "spectrum_overhead",
+            callback.overhead,
+            note="time spent measuring over the rest of the training time, set-up apart",
+        ),
+    ]
 
 
 def _inputs(model: str | Path, source: PairSource, folder: Path) -> list[InputFile]:
     with open_weights(model) as weights:
         base = [file_input(path, f"base/{path.name}") for path in weights.files]
-    adapter = folder / "adapter_model.safetensors"
+    trained = [folder / name for name in ("adapter_model.safetensors", BIASES_FILE)]
     return [
         InputFile(name=f"data/{source.name}", sha256=source.sha256),
         *base,
-        file_input(adapter, f"adapter/{adapter.name}"),
+        *(file_input(path, f"adapter/{path.name}") for path in trained if path.exists()),
     ]

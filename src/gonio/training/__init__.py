@@ -7,6 +7,7 @@ from gonio.training.behavior import (
     response_log_probs,
     summarize_preferences,
 )
+from gonio.training.bitfit import applied_biases, bias_names, load_biases, train_bitfit
 from gonio.training.clm import train_clm
 from gonio.training.data import (
     PreferencePair,
@@ -21,21 +22,26 @@ from gonio.training.divergence import ResponseDivergence, response_divergence
 from gonio.training.dpo import train_dpo
 from gonio.training.passages import PassageShape, pairs_from_text
 from gonio.training.recipes import (
+    BitFitRecipe,
     ClmRecipe,
     DpoRecipe,
+    LoraRecipe,
     Recipe,
     TrainingKind,
     make_recipe,
     preset_names,
     preset_recipe,
+    read_recipe,
 )
 from gonio.training.spectrum_callback import SpectrumCallback
 from gonio.training.tokens import TokenizedPair, keep_fitting, tokenize_pair
 from gonio.training.train import TrainingRun, require_free_folder
 
 __all__ = [
+    "BitFitRecipe",
     "ClmRecipe",
     "DpoRecipe",
+    "LoraRecipe",
     "PairLogProbs",
     "PassageShape",
     "PreferencePair",
@@ -47,7 +53,10 @@ __all__ = [
     "TokenizedPair",
     "TrainingKind",
     "TrainingRun",
+    "applied_biases",
+    "bias_names",
     "keep_fitting",
+    "load_biases",
     "load_hub_pairs",
     "make_recipe",
     "pair_log_probs",
@@ -56,12 +65,14 @@ __all__ = [
     "preset_names",
     "preset_recipe",
     "read_pairs",
+    "read_recipe",
     "require_free_folder",
     "response_divergence",
     "response_log_probs",
     "split_pairs",
     "summarize_preferences",
     "tokenize_pair",
+    "train_bitfit",
     "train_clm",
     "train_dpo",
     "write_pairs",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from types import ModuleType
 
 from gonio.errors import MissingDependencyError
 
-__all__ = ["require_datasets", "require_trl"]
+__all__ = ["is_main_process", "require_datasets", "require_trl"]
+
+
+def is_main_process() -> bool:
+    """Whether this process writes results: the first of those that `accelerate launch` starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def require_trl() -> ModuleType:

@@ -19,6 +19,7 @@ from gonio.training.train import (
     TrainingJob,
     TrainingRun,
     run_training,
+    save_adapter,
     trainer_settings,
 )
 
@@ -38,6 +39,7 @@ def train_clm(
     *,
     base_name: str | None = None,
     overwrite: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingRun:
     """Train a LoRA adapter on the chosen responses; write it to ``out`` as a PEFT folder.
 
@@ -50,6 +52,7 @@ def train_clm(
         progress: Called as ``progress(what, steps done, steps in all)``.
         base_name: What the folder names as its base model.
         overwrite: Replace a folder that is not empty.
+        callbacks: More callbacks for the trainer.
 
     Raises:
         GonioError: As :func:`gonio.training.train.run_training` lists.
@@ -69,7 +72,7 @@ def train_clm(
             callbacks=callbacks,
         )
 
-    job = TrainingJob(kind="clm", rows=_rows, build=build)
+    job = TrainingJob(kind="clm", rows=_rows, build=build, save=save_adapter)
     return run_training(
         job,
         model,
@@ -80,6 +83,7 @@ def train_clm(
         progress=progress,
         base_name=base_name,
         overwrite=overwrite,
+        callbacks=callbacks,
     )
 
 

@@ -10,9 +10,9 @@ either sign.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ def response_divergence(
     sequences: Sequence[TokenIds],
     *,
     base: PreTrainedModel | None = None,
+    base_context: Callable[[], AbstractContextManager[object]] | None = None,
     batch_size: int = 8,
     pad_token_id: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
@@ -64,9 +65,10 @@ def response_divergence(
     """Compare two models on every token of some responses, over the whole vocabulary.
 
     Args:
-        trained: The trained model; a PEFT model unless ``base`` is given.
+        trained: The trained model; a PEFT model unless one of the next two is given.
         sequences: Token ids of prompts and responses, no response empty.
         base: The base model; unless given, the PEFT model with its adapter switched off.
+        base_context: Makes contexts in which ``trained`` predicts as the base model does.
         batch_size: Sequences per forward pass.
         pad_token_id: Any valid token id; padding is masked.
         progress: Called with (what, responses done, responses).
@@ -79,13 +81,7 @@ def response_divergence(
         SettingError: ``batch_size`` is below 1, or there is no base model to compare with.
     """
     check_responses(sequences, batch_size)
-    switch: Callable[[], Any] = nullcontext
-    if base is None:
-        switch = getattr(trained, "disable_adapter", None)  # type: ignore[assignment]
-        if switch is None:
-            raise SettingError(
-                f"{type(trained).__name__} has no adapter to switch off; give the base model"
-            )
+    switch = base_context or (nullcontext if base is not None else _without_adapter(trained))
     reference = trained if base is None else base
     parts = []
     with inference(trained, reference):
@@ -109,6 +105,15 @@ def response_divergence(
     total = torch.cat(parts, dim=1) if parts else torch.zeros(5, 0, dtype=torch.float64)
     named = dict(zip((field.name for field in fields(ResponseDivergence)), total, strict=True))
     return ResponseDivergence(**{**named, "tokens": total[0].long()})
+
+
+def _without_adapter(model: PreTrainedModel) -> Callable[[], AbstractContextManager[object]]:
+    switch = getattr(model, "disable_adapter", None)
+    if switch is None:
+        raise SettingError(
+            f"{type(model).__name__} has no adapter to switch off; give the base model"
+        )
+    return cast("Callable[[], AbstractContextManager[object]]", switch)
 
 
 def _compare(trained: Tensor, base: Tensor, targets: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from gonio.training.train import (
     TrainingJob,
     TrainingRun,
     run_training,
+    save_adapter,
     trainer_settings,
 )
 
@@ -39,6 +40,7 @@ def train_dpo(
     *,
     base_name: str | None = None,
     overwrite: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingRun:
     """Train a LoRA adapter to prefer the chosen responses; write it to ``out`` as a PEFT folder.
 
@@ -53,6 +55,7 @@ def train_dpo(
         progress: Called as ``progress(what, steps done, steps in all)``.
         base_name: What the folder names as its base model.
         overwrite: Replace a folder that is not empty.
+        callbacks: More callbacks for the trainer.
 
     Raises:
         GonioError: As :func:`gonio.training.train.run_training` lists.
@@ -75,7 +78,7 @@ def train_dpo(
             callbacks=callbacks,
         )
 
-    job = TrainingJob(kind="dpo", rows=_rows, build=build)
+    job = TrainingJob(kind="dpo", rows=_rows, build=build, save=save_adapter)
     return run_training(
         job,
         model,
@@ -86,6 +89,7 @@ def train_dpo(
         progress=progress,
         base_name=base_name,
         overwrite=overwrite,
+        callbacks=callbacks,
     )
 
 

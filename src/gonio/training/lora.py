@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from gonio.errors import SettingError
-from gonio.training.recipes import Recipe
+from gonio.training.recipes import LoraRecipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +27,7 @@ def target_names(model: PreTrainedModel) -> list[str]:
     )
 
 
-def lora_config(model: PreTrainedModel, recipe: Recipe) -> Any:
+def lora_config(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
     """A ``peft.LoraConfig`` without bias, for causal language models.
 
     Raises:

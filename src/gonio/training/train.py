@@ -8,8 +8,10 @@ step) and ``training.json`` (recipe and provenance).
 from __future__ import annotations
 
 import json
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,11 +24,11 @@ import pandas as pd
 import torch
 
 from gonio import __version__
-from gonio.errors import DataError, OutputError
+from gonio.errors import DataError, OutputError, SettingError
 from gonio.files import replace_folder, require_writable
-from gonio.training.backend import require_datasets
+from gonio.training.backend import is_main_process, require_datasets
 from gonio.training.data import PreferencePair, pairs_sha256
-from gonio.training.recipes import Recipe, TrainingKind
+from gonio.training.recipes import Precision, Recipe, TrainingKind
 from gonio.training.restore import quiet_libraries, restored_model, restored_randomness
 from gonio.training.tokens import keep_fitting
 
@@ -38,7 +40,9 @@ __all__ = [
     "TrainingJob",
     "TrainingRun",
     "require_free_folder",
+    "resolve_precision",
     "run_training",
+    "save_adapter",
     "trainer_settings",
 ]
 
@@ -63,14 +67,16 @@ class TrainingJob:
     """One kind of training, as the shared run needs it.
 
     Attributes:
-        kind: ``dpo`` or ``clm``.
+        kind: ``dpo``, ``clm`` or ``bitfit``.
         rows: Turns pairs into the rows of the data set the trainer expects.
         build: Makes the trainer from model, tokenizer, data set, output folder and callbacks.
+        save: Writes what was trained: trained model, folder, name of the base model.
     """
 
     kind: TrainingKind
     rows: Callable[[Sequence[PreferencePair]], list[dict[str, str]]]
     build: Callable[[Any, Any, Any, Path, list[Any]], Any]
+    save: Callable[[Any, Path, str | None], None]
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,7 @@ def require_free_folder(out: Path, overwrite: bool) -> None:
 
 def trainer_settings(recipe: Recipe, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Arguments every trl trainer gets: the recipe, one log row per step, nothing else written."""
+    precision = resolve_precision(recipe.precision, model)
     schedule = recipe.schedule
     if schedule == "constant" and recipe.warmup_steps:
         schedule = "constant_with_warmup"  # type: ignore[assignment]  # the library's own name
@@ -120,20 +127,50 @@ def trainer_settings(recipe: Recipe, model: PreTrainedModel, folder: Path) -> di
         "warmup_steps": recipe.warmup_steps,
         "lr_scheduler_type": schedule,
         "per_device_train_batch_size": recipe.batch_size,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
         "max_length": recipe.max_length,
         "seed": recipe.seed,
         "data_seed": recipe.seed,
         "use_cpu": model.device.type == "cpu",
-        "bf16": model.dtype is torch.bfloat16,
-        "fp16": False,
-        "activation_checkpointing": False,
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "activation_checkpointing": recipe.gradient_checkpointing,
         "dataloader_pin_memory": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "report_to": "none",
+        "report_to": list(recipe.report_to) or "none",
         "disable_tqdm": True,
     }
+
+
+def resolve_precision(wanted: Precision, model: PreTrainedModel) -> Precision:
+    """The arithmetic that ``auto`` means on the model's device, or what was asked for.
+
+    Raises:
+        SettingError: The device has no such arithmetic.
+    """
+    device = model.device.type
+    has_bf16 = device != "cpu" and device == "cuda" and torch.cuda.is_bf16_supported()
+    if wanted == "auto":
+        if model.dtype is torch.bfloat16:
+            return "bf16"
+        if device == "cpu" or model.dtype is not torch.float32:
+            return "fp32"
+        return "bf16" if has_bf16 or device != "cuda" else "fp16"
+    if wanted == "fp16" and device == "cpu":
+        raise SettingError("fp16 needs an accelerator; on the CPU take fp32 or bf16")
+    if wanted == "bf16" and device == "cuda" and not has_bf16:
+        raise SettingError("this accelerator has no bf16; take fp16")
+    return wanted
+
+
+def save_adapter(adapted: Any, folder: Path, base_name: str | None) -> None:
+    """Write a PEFT model's adapter, naming its base model."""
+    if base_name is not None:
+        adapted.peft_config["default"].base_model_name_or_path = base_name
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    (folder / "adapter_model.safetensors").chmod(0o644)  # written private by safetensors
 
 
 def run_training(
@@ -147,12 +184,15 @@ def run_training(
     progress: Progress | None = None,
     base_name: str | None = None,
     overwrite: bool = False,
+    callbacks: Sequence[Any] = (),
 ) -> TrainingRun:
-    """Train a LoRA adapter and write its folder; the model comes back as it was given.
+    """Train and write a folder; the model comes back as it was given.
+
+    Of several processes that `accelerate launch` started the first writes the folder.
 
     Args:
         job: The kind of training.
-        model: The base model, without adapters; its weights do not change.
+        model: The base model, without adapters.
         tokenizer: Its tokenizer.
         pairs: Training pairs; every prompt must leave room for a response.
         recipe: The settings.
@@ -161,6 +201,7 @@ def run_training(
         base_name: What ``adapter_config.json`` names as the base model; the model's own name
             unless given.
         overwrite: Replace a folder that is not empty.
+        callbacks: More callbacks for the trainer, before those of its trackers.
 
     Raises:
         MissingDependencyError: The ``train`` extra is not installed.
@@ -176,8 +217,9 @@ def run_training(
     clock = _StepClock(report)
     started = time.perf_counter()
     report("preparing", 0, recipe.steps)
+    folder = replace_folder(out) if is_main_process() else _scratch_folder()
     with (
-        replace_folder(out) as staging,
+        folder as staging,
         restored_randomness(),
         quiet_libraries(),
         restored_model(model, tokenizer),
@@ -187,21 +229,20 @@ def run_training(
         dataset = datasets.Dataset.from_list(job.rows(pairs))
         trainer = job.build(model, tokenizer, dataset, scratch, _callbacks(clock))
         _remove_printer(trainer)
+        for callback in reversed(callbacks):
+            trainer.callback_handler.callbacks.insert(0, callback)
         trainer.train()
-        adapted = trainer.model
+        adapted = trainer.accelerator.unwrap_model(trainer.model)
         log = _log_table(trainer.state.log_history)
         num_trainable = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-        if base_name is not None:
-            adapted.peft_config["default"].base_model_name_or_path = base_name
-        adapted.save_pretrained(staging, save_embedding_layers=False)
-        (staging / "adapter_model.safetensors").chmod(0o644)  # written private by safetensors
+        job.save(adapted, staging, base_name)
         run = TrainingRun(
             out, log, time.perf_counter() - started, clock.seconds_per_step, num_trainable
         )
         log.to_parquet(staging / "training_log.parquet", index=False)
         text = json.dumps(_provenance(job.kind, recipe, pairs, run, base_name), indent=2)
         (staging / "training.json").write_text(text + "\n", encoding="utf-8")
-        if scratch.exists():
+        if scratch.exists() and not any(scratch.iterdir()):
             scratch.rmdir()  # the trainer made it and, told to save nothing, left it empty
     return run
 
@@ -222,6 +263,13 @@ class _StepClock:
         """Median duration of a step."""
         gaps = [later - earlier for earlier, later in pairwise(self._ends)]
         return median(gaps)
+
+
+@contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """Where a process writes whose results nobody keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _callbacks(report: Progress) -> list[Any]:

@@ -1,0 +1,128 @@
+"""``gonio study``: a grid of trainings, measured, evaluated and concluded from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gonio.cli.output import Output, output_options, progress_bar
+
+if TYPE_CHECKING:
+    from gonio.pipelines.study import StudyRun
+    from gonio.pipelines.study_spec import StudySpec
+
+__all__ = ["study"]
+
+_ENGINE = click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This machine, or a Ray cluster (RAY_ADDRESS, else a local one).",
+)
+_WORKERS = click.option(
+    "--workers", type=click.IntRange(min=1), help="Cells at a time; 1 unless given."
+)
+
+
+@click.group()
+def study() -> None:
+    """Run grids of trainings: models, objectives and seeds, from one file to tables and figures.
+
+    Kill it whenever you like: what is finished is kept, and run or resume goes on from there.
+
+    \b
+    Example:
+      gonio study run small --out studies/small
+      gonio study run my.toml --out studies/mine --engine ray
+      gonio study show studies/mine
+    """
+
+
+@study.command("run")
+@click.argument("spec")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study.")
+@_ENGINE
+@_WORKERS
+@output_options
+def run(
+    spec: str,
+    out: Path,
+    engine: str,
+    workers: int | None,
+    output: Output,
+) -> None:
+    """Run the study of a TOML file, or a preset: small.
+
+    Everything that can be wrong is refused before a weight is read. A cell that fails is reported
+    and the others go on; then the exit code is 1.
+
+    \b
+    Example:
+      gonio study run small --out studies/small --workers 2
+    """
+    from gonio.pipelines.study_spec import preset_study, read_study
+
+    path = Path(spec)
+    is_file = path.suffix or path.exists()
+    chosen = read_study(path) if is_file else preset_study(spec)
+    _run(chosen, out, engine, workers, output)
+
+
+@study.command("resume")
+@click.argument("out", type=click.Path(path_type=Path))
+@_ENGINE
+@_WORKERS
+@output_options
+def resume(out: Path, engine: str, workers: int | None, output: Output) -> None:
+    """Go on with the study in the folder OUT.
+
+    \b
+    Example:
+      gonio study resume studies/small
+    """
+    from gonio.pipelines.study import open_study
+
+    _run(open_study(out), out, engine, workers, output)
+
+
+@study.command("show")
+@click.argument("out", type=click.Path(path_type=Path))
+@output_options
+def show(out: Path, output: Output) -> None:
+    """Cells of the study in the folder OUT and how they ended.
+
+    \b
+    Example:
+      gonio study show studies/small
+    """
+    _write_status(out, output)
+
+
+def _run(spec: StudySpec, out: Path, engine: str, workers: int | None, output: Output) -> None:
+    from gonio.pipelines.study import run_study
+
+    with progress_bar("checking the study") as progress:
+        found: StudyRun = run_study(
+            spec,
+            out,
+            engine=engine,  # type: ignore[arg-type]  # click checked the choice
+            workers=workers,
+            progress=progress,
+        )
+    click.echo(f"{len(found.ran)} of {len(found.states)} cells ran", err=True)
+    _write_status(out, output)
+    if found.failed:
+        raise click.exceptions.Exit(1)
+
+
+def _write_status(out: Path, output: Output) -> None:
+    from gonio.pipelines.study import study_status
+
+    found = study_status(out)
+    table = found.tables["cells"]
+    failed = table.loc[table["status"] == "failed", ["cell", "reason"]]
+    views = [("Cells", table[["cell", "status", "seconds"]])]
+    output.write(found, views + ([("Failed", failed)] if len(failed) else []))
