@@ -38,8 +38,7 @@ def evaluate_training(
 ) -> Measurement:
     """Margins, accuracy, divergence from the base and log-ratio on held-out pairs.
 
-    The pairs are split as in training, by a hash that the seed salts. Where the folder says which
-    pairs were trained on, it is checked that the held-out ones are apart from them.
+    The pairs are split as in training; whether these are the folder's training pairs is checked.
 
     Args:
         model: The base model.
