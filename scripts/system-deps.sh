@@ -1,6 +1,7 @@
 #!/bin/sh
-# Debian packages that two parts of the tests use: Chromium (the site in a real browser) and Rocq
-# (the machine-checked proofs). Without them those tests are skipped, and say so.
+# Debian packages that three parts use: Chromium (the site in a real browser), Rocq (the
+# machine-checked proofs) and a C compiler (the attention kernels). Without the first two tests are
+# skipped, without the third attention on codes is computed by torch; each says so.
 # Idempotent: installs what is missing where it may (as root, or through sudo without a password).
 set -eu
 
@@ -9,6 +10,11 @@ for name in chromium chromium-browser google-chrome; do
     if command -v "$name" >/dev/null 2>&1; then browser=$name; fi
 done
 [ -n "${browser:-}" ] || missing="chromium"
+compiler=""
+for name in cc gcc clang; do
+    if command -v "$name" >/dev/null 2>&1; then compiler=$name; fi
+done
+[ -n "$compiler" ] || missing="$missing gcc libc6-dev"
 for package in make coq libcoq-mathcomp-analysis libcoq-mathcomp-real-closed \
     libcoq-mathcomp-algebra-tactics libcoq-coquelicot; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"

@@ -1,5 +1,5 @@
-(* One rotation for many experts. Max-min is at most min-max; but no gap need be left: a Hadamard
-   rotation takes d orthogonal one-direction populations to the sign lattice at once.
+(* One rotation for many experts need not leave a gap to rotations of their own: a Hadamard rotation
+   takes d orthogonal one-direction populations to the sign lattice at once.
    Over any real closed field: no axioms. *)
 From mathcomp Require Import all_ssreflect all_algebra.
 From mathcomp.algebra_tactics Require Import ring.
@@ -29,13 +29,8 @@ rewrite tr_block_mx mulmx_block tN !mulmxN !mulNmx !opprK orth !subrr.
 by rewrite natrD scalar_mx_block raddfD.
 Qed.
 
-(* One dimension d, d populations of keys: population i holds the vectors c e_i. A normalized
-   Hadamard matrix turns every one of them into a vector whose entries all have the same absolute
-   value: one bit loses nothing, for all populations at once. So the claim that a single rotation
-   stays a fixed gap below the best rotation of each population is false, for every gap > 0 and
-     every
-   Hadamard order d (all d = 2^k). *)
-Theorem expert_heterogeneity_batch_full_gap n (H : 'M[R]_n.+1) : isHadamard H ->
+(* for populations along the standard basis *)
+Lemma hadamard_basis n (H : 'M[R]_n.+1) : isHadamard H ->
   exists Q : 'M[R]_n.+1, orthogonal Q /\
     (forall i c, let k := Q *m (c *: (delta_mx i 0 : 'cV[R]_n.+1)) in
        signQuant k = k /\ (c != 0 -> cosine k (signVector k) = 1)) /\
@@ -70,35 +65,36 @@ split=> //; split=> [i c|gap g0].
 exists ord0 => c c0 /=; rewrite cos1 // ler_subr_addr ger_addl.
 by apply/negP; rewrite -ltNge.
 Qed.
-End Hadamard.
-
-Section MaxMin.
-Variable R : realFieldType.
-
-(* What is the best for the worst expert, with one rotation q for all, is at most the worst of what
-   is best for each expert: max_q min_e f q e <= min_e max_q f q e; and the same for the mean over
-   experts in place of the minimum. (Finitely many rotations and experts.) *)
-Theorem max_min_le_min_max (Q E : finType) (q0 : Q) (e0 : E) (f : Q -> E -> R) :
-  let best e := f [arg max_(q > q0) f q e]%O e in
-  (forall q, exists e, f q e <= best [arg min_(e' < e0) best e']%O) /\
-  (forall q, \sum_e f q e <= \sum_e best e).
+(* One dimension d, d populations of keys: population i holds the multiples of o_i, for orthonormal
+   o_1, .., o_d, the columns of O. A normalized Hadamard matrix, after O^T, turns every one of them
+   into a vector whose entries all have the same absolute value: one bit loses nothing, for all
+   populations at once. So the claim that a single rotation stays a fixed gap below the best
+   rotation of each population is false, for every gap > 0 and every Hadamard order d (all
+   d = 2^k). *)
+Theorem expert_heterogeneity_batch_full_gap n (H O : 'M[R]_n.+1) : isHadamard H -> orthogonal O ->
+  exists Q : 'M[R]_n.+1, orthogonal Q /\
+    (forall i c, let k := Q *m (c *: col i O) in
+       signQuant k = k /\ (c != 0 -> cosine k (signVector k) = 1)) /\
+    forall gap, 0 < gap -> exists i, forall c, c != 0 ->
+       let k := Q *m (c *: col i O) in ~ (cosine k (signVector k) <= 1 - gap).
 Proof.
-move=> best; have leb q e : f q e <= best e.
-  by rewrite /best; case: arg_maxP => // q' _ h; apply: h.
-split=> q; first by eexists; apply: leb.
-by apply: ler_sum => e _; apply: leb.
+move=> hH oO; have [Q [oQ [one gap]]] := hadamard_basis hH; exists (Q *m O^T).
+have turned i c : Q *m O^T *m (c *: col i O) = Q *m (c *: (delta_mx i 0 : 'cV[R]_n.+1)).
+  by rewrite -mulmxA -!scalemxAr colE (mulmxA O^T) oO mul1mx.
+split; first by rewrite /orthogonal trmx_mul trmxK -mulmxA (mulmxA Q^T) oQ mul1mx; apply: mulmx1C.
+split=> [i c|g g0]; first by rewrite turned; apply: one.
+by have [i hi] := gap g g0; exists i => c c0; rewrite turned; apply: hi.
 Qed.
-End MaxMin.
+End Hadamard.
 
 Section PerMatrix.
 Variable R : rcfType.
 
 (* Give every matrix W_e its own rotation Q_e and any approximation S_e of W_e Q_e, with residual
    E_e = W_e Q_e - S_e, and keep of each residual its projection onto the span of the orthonormal
-   rows P_e. The total error, after rotating back, is the sum over e of
-   (1 - beta_e)(1 - gamma_e) |W_e|^2, beta_e the share of energy that S_e keeps and gamma_e the
-     share
-   of the residual that P_e keeps: matrix by matrix, so each Q_e can be chosen on its own. *)
+   rows P_e. The total error, after rotating back, is the sum over e of (1 - beta_e)(1 - gamma_e)
+   |W_e|^2, beta_e the share of energy that S_e keeps and gamma_e the share of the residual that
+   P_e keeps: matrix by matrix, so each Q_e can be chosen on its own. *)
 Theorem per_matrix_R_decomposition K m n (r : 'I_K -> nat) (W S : 'I_K -> 'M[R]_(m, n))
     (Q : 'I_K -> 'M[R]_n) (P : forall e, 'M[R]_(r e, n)) :
   (forall e, orthogonal (Q e)) -> (forall e, P e *m (P e)^T = 1%:M) ->

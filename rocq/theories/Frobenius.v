@@ -64,6 +64,15 @@ Proof.
 by rewrite -mdot_tr trmx_mul mdot_mulr -[RHS]mdot_tr trmx_mul !trmxK.
 Qed.
 
+(* the inner product with a standard basis matrix is an entry *)
+Lemma mdot_delta m n i j (A : 'M[R]_(m, n)) : mdot (delta_mx i j) A = A i j.
+Proof.
+rewrite /mdot (bigD1 i) //= (bigD1 j) //= mxE !eqxx mul1r big1 => [|l lj].
+  rewrite addr0 big1 ?addr0 // => k ki; rewrite big1 // => l _.
+  by rewrite mxE (negPf ki) mul0r.
+by rewrite mxE (negPf lj) andbF mul0r.
+Qed.
+
 (* ---------- the energy ---------- *)
 (* The energy of a matrix is never negative. *)
 Theorem frobeniusSq_nonneg m n (A : 'M[R]_(m, n)) : 0 <= frobeniusSq A.

@@ -1,7 +1,7 @@
 (* c_d = sqrt d Gamma(d/2) / (sqrt pi Gamma((d+1)/2)), the mean 1-bit cosine of a uniformly random
    direction in R^d: recursion, product formula, strict monotonicity, limit sqrt(2/pi), and its form
-   as a mean over the polar angle. That an integral over the sphere
-   reduces to the polar angle is not proved here.
+   as a mean over the polar angle. That it is the mean over all directions is proved in
+   IsotropicMean.v.
    Over the real numbers of Coq's standard library, with their classical axioms. *)
 From Coq Require Import Reals Psatz Lia.
 From Coquelicot Require Import Coquelicot.

@@ -62,7 +62,7 @@ Lemma flow_norm2 v t : norm2 (E t *m v) = norm2 v.
 Proof. by rewrite /norm2 !frobE matrixExp_mdot. Qed.
 Lemma flow0 v : E 0 *m v = v. Proof. by rewrite scale0r matrixExp0 mul1mx. Qed.
 
-(* the flow moves v by at most t |A v|, and leaves its tangent by at most t^2 |A^2 v| *)
+(* the flow moves v by at most t |A v| *)
 Lemma flow_first v t : 0 <= t -> norm2 (E t *m v - v) <= t * norm2 (A *m v).
 Proof.
 move=> t0; apply: norm2_le_dual => w; rewrite -mulrA.
@@ -70,38 +70,16 @@ rewrite mdotBl -[X in _ - mdot X _](flow0 v).
 apply: (@mean_value_le (fun x => mdot (E x *m v) w)) => // [x|x _]; first exact: flow_derive.
 by rewrite (le_trans (mdot_norm2_le _ _)) // flow_norm2.
 Qed.
-
-Lemma flow_second v t : 0 <= t ->
-  norm2 (E t *m v - v - t *: (A *m v)) <= t ^+ 2 * norm2 (A *m (A *m v)).
-Proof.
-move=> t0; apply: norm2_le_dual => w; rewrite expr2 -!mulrA.
-pose f x := mdot (E x *m v) w - mdot (A *m v) w * x.
-have -> : mdot (E t *m v - v - t *: (A *m v)) w = f t - f 0.
-  by rewrite /f flow0 !mdotBl mdotZl; ring.
-have df x : is_derive x 1 f (mdot (E x *m (A *m v) - A *m v) w).
-  have -> : f = (fun x => mdot (E x *m v) w) - mdot (A *m v) w \*: id by apply/funext.
-  rewrite mdotBl -[X in _ - X]mulr1.
-  by apply: is_deriveB; apply: flow_derive.
-apply: (mean_value_le t0 df) => x /andP[x0 xt].
-rewrite (le_trans (mdot_norm2_le _ _)) // mulrA ler_wpmul2r ?norm2_ge0 //.
-by rewrite (le_trans (flow_first _ x0)) // ler_wpmul2r ?norm2_ge0.
-Qed.
 End Flow.
 
 (* the same for t of either sign *)
-Lemma flow_bounds A v t : A^T = - A ->
-  norm2 (matrixExp (t *: A) *m v - v) <= `|t| * norm2 (A *m v) /\
-  norm2 (matrixExp (t *: A) *m v - v - t *: (A *m v)) <= t ^+ 2 * norm2 (A *m (A *m v)).
+Lemma flow_bound A v t : A^T = - A -> norm2 (matrixExp (t *: A) *m v - v) <= `|t| * norm2 (A *m v).
 Proof.
-move=> skew; case: (lerP 0 t) => t0.
-  by rewrite ger0_norm //; split; [apply: flow_first | apply: flow_second].
-rewrite ltr0_norm //.
+move=> skew; case: (lerP 0 t) => t0; first by rewrite ger0_norm //; apply: flow_first.
 have skew' : (- A)^T = - - A by rewrite linearN /= skew.
 have t1 : 0 <= - t by rewrite oppr_ge0 ltW.
-have := flow_first skew' v t1; have := flow_second skew' v t1.
-rewrite scaleNr scalerN opprK !mulNmx !mulmxN opprK sqrrN scaleNr scalerN opprK => h1 h2.
-split=> //; apply: le_trans h2 _.
-by rewrite -[X in _ * norm2 X]scaleN1r norm2Z normrN1 mul1r.
+have := flow_first skew' v t1; rewrite scaleNr scalerN opprK mulNmx ltr0_norm //.
+by rewrite (_ : norm2 (- (A *m v)) = norm2 (A *m v)) // -scaleN1r norm2Z normrN1 mul1r.
 Qed.
 
 (* one-bit cosine of a vector with the signs of s and the length of a s *)
@@ -129,47 +107,120 @@ rewrite opprK -ltr_subr_addr subrr => /andP[_ p].
 by rewrite pmulr_rge0 // leNgt p.
 Qed.
 
-(* Let s have entries +1 and -1, a > 0 and A skew, and let |t| |A s| < 1. Then no sign of
-   exp(t A)(a s) has flipped, and its 1-bit cosine is 1 - (t^2/2) |A s|^2/d up to an error of third
-   order, at most |t|^3 |A s| |A^2 s|/d + t^4 |A^2 s|^2/(2 d). *)
-Theorem beta_local_quadratic_expansion A s a t :
-  A^T = - A -> isSignVector s -> 0 < a -> `|t| * norm2 (A *m s) < 1 ->
-  let k := matrixExp (t *: A) *m (a *: s) in
-  signVector k = s /\
-  `|cosine k (signVector k) - (1 - t ^+ 2 / 2%:R * (frobeniusSq (A *m s) / d%:R))|
-    <= `|t| ^+ 3 * norm2 (A *m s) * norm2 (A *m (A *m s)) / d%:R
-       + t ^+ 4 * frobeniusSq (A *m (A *m s)) / (2%:R * d%:R).
+(* ---------- fourth order ---------- *)
+(* a derivative of at most c (k + 1) x^k makes a function of at most c x^(k + 1) *)
+Lemma power_step (g g' : R -> R) c k : (forall x, is_derive x 1 g (g' x)) -> g 0 = 0 ->
+  (forall x, 0 <= x -> `|g' x| <= c * (k.+1%:R * x ^+ k)) -> forall x, 0 <= x -> `|g x| <= c * x ^+
+    k.+1.
 Proof.
-move=> skew hs a0 small k; pose x := matrixExp (t *: A) *m s.
+move=> dg g0 hg; have key (h h' : R -> R) : (forall x, is_derive x 1 h (h' x)) -> h 0 = 0 ->
+    (forall x, 0 <= x -> 0 <= h' x) -> forall x, 0 <= x -> 0 <= h x.
+  move=> dh h0 hp x x0; have ch : {within `[0, x], continuous h}.
+    apply: continuous_subspaceT => y; apply/differentiable_continuous/derivable1_diffP.
+    by have [] := dh y.
+  have [y yin] := MVT_segment x0 (fun x _ => dh x) ch.
+  rewrite h0 !subr0 => ->; rewrite mulr_ge0 // hp //.
+  by move: yin; rewrite in_itv /= => /andP[].
+have dp x : is_derive x 1 (fun x : R => c * x ^+ k.+1) (c * (k.+1%:R * x ^+ k)).
+  have -> : (fun x : R => c * x ^+ k.+1) = c \*: ((@id R) ^+ k.+1).
+    by apply/funext => y; rewrite exprfctE.
+  apply: is_derive_eq; rewrite /GRing.scale /=.
+  by rewrite mulr1.
+move=> x x0; rewrite ler_norml; apply/andP; split.
+  rewrite -subr_ge0 opprK.
+  apply: (key (g + (fun x => c * x ^+ k.+1)) (fun x => g' x + c * (k.+1%:R * x ^+ k))) => //.
+  - by rewrite !fctE g0 expr0n /= mulr0 addr0.
+  by move=> y y0; have := hg y y0; rewrite ler_norml => /andP[+ _]; rewrite -subr_ge0 opprK.
+have := key ((fun x => c * x ^+ k.+1) - g) (fun x => c * (k.+1%:R * x ^+ k) - g' x).
+move/(_ _ _ _ x x0); rewrite !fctE subr_ge0; apply.
+- by rewrite g0 expr0n /= mulr0 subr0.
+by move=> y y0; have := hg y y0; rewrite ler_norml subr_ge0 => /andP[].
+Qed.
+
+Lemma mdot_skew A u : A^T = - A -> mdot (A *m u) u = 0.
+Proof.
+move=> skew; apply/eqP; rewrite -[_ == 0](mulrn_eq0 _ 2) // mulr2n.
+by rewrite {2}mdotC (mdot_mull u) skew mulNmx mdotNl subrr.
+Qed.
+
+Lemma flow_fourth A v t : A^T = - A -> 0 <= t ->
+  `|mdot (matrixExp (t *: A) *m v) v - frobeniusSq v + t ^+ 2 / 2%:R * frobeniusSq (A *m v)| <=
+    frobeniusSq (A *m (A *m v)) / 24%:R * t ^+ 4.
+Proof.
+move=> skew t0; pose E x := matrixExp (x *: A); pose b := frobeniusSq (A *m (A *m v)).
+pose f0 x := mdot (E x *m v) v; pose f1 x := mdot (E x *m (A *m v)) v.
+pose f2 x := mdot (E x *m (A *m (A *m v))) v.
+pose f3 x := mdot (E x *m (A *m (A *m (A *m v)))) v.
+have E0 u : E 0 *m u = u by rewrite /E scale0r matrixExp0 mul1mx.
+have turn u w : mdot (A *m u) w = - mdot u (A *m w) by rewrite (mdot_mull u) skew mulNmx mdotNl
+  opprK.
+have comm x u : E x *m (A *m u) = A *m (E x *m u) by rewrite /E !mulmxA matrixExp_comm.
+have f10 : f1 0 = 0 by rewrite /f1 E0 mdot_skew.
+have f20 : f2 0 = - frobeniusSq (A *m v) by rewrite /f2 E0 turn -frobE.
+have f30 : f3 0 = 0 by rewrite /f3 E0 turn mdot_skew // oppr0.
+pose f4 x := mdot (E x *m (A *m (A *m (A *m (A *m v))))) v.
+have h4 x : `|f4 x| <= b.
+  rewrite /f4 !comm 2!turn opprK -!comm; apply: le_trans (mdot_norm2_le _ _) _.
+  by rewrite flow_norm2 // -expr2 norm2_sq.
+have h3 x : 0 <= x -> `|f3 x| <= b * x ^+ 1.
+  apply: (@power_step f3 f4) => // [y|y y0]; first exact: flow_derive.
+  by rewrite expr0 !mulr1.
+have h2 x : 0 <= x -> `|f2 x - f2 0| <= b / 2%:R * x ^+ 2.
+  apply: (@power_step (f2 - cst (f2 0)) f3) => [y||y y0].
+  - by rewrite -[f3 y]subr0; apply: is_deriveB; apply: flow_derive.
+  - by rewrite !fctE subrr.
+  apply: le_trans (h3 y y0) _; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
+have h1 x : 0 <= x -> `|f1 x - f2 0 * x| <= b / 6%:R * x ^+ 3.
+  apply: (@power_step (f1 - f2 0 \*: id) (fun x => f2 x - f2 0)) => [y||y y0].
+  - by rewrite -[X in _ - X]mulr1; apply: is_deriveB; apply: flow_derive.
+  - have -> : (f1 - f2 0 \*: id) 0 = f1 0 - f2 0 * 0 by [].
+    by rewrite f10 mulr0 subr0.
+  apply: le_trans (h2 y y0) _; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
+have h0 : `|f0 t - f0 0 - f2 0 / 2%:R * t ^+ 2| <= b / 24%:R * t ^+ 4.
+  apply: (@power_step (f0 - cst (f0 0) - f2 0 / 2%:R \*: ((@id R) ^+ 2)) (fun x => f1 x - f2 0 * x))
+    => // [y||y y0].
+  - rewrite -[f1 y]subr0; apply: is_deriveB; first by apply: is_deriveB; apply: flow_derive.
+    apply: is_derive_eq; rewrite /GRing.scale /= expr1 mulr1; by field.
+  - rewrite exprfctE; have -> : (f0 - cst (f0 0) - f2 0 / 2%:R \*: (fun x => id x ^+ 2)) 0 =
+        f0 0 - f0 0 - f2 0 / 2%:R * 0 ^+ 2 by [].
+    by rewrite subrr expr0n mulr0 subr0.
+  apply: le_trans (h1 y y0) _; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
+move: h0; rewrite f20 /f0 E0 -frobE; rewrite (_ : _ - _ - _ = mdot (E t *m v) v - frobeniusSq v +
+  t ^+ 2 / 2%:R * frobeniusSq (A *m v)) //.
+by move: (mdot _ _) (frobeniusSq _) (frobeniusSq _) => x y z; field.
+Qed.
+
+(* Let s have entries +1 and -1, a > 0 and A skew. As long as |t| |A s| < 1 no sign of exp(t A)(a s)
+   flips; and as long as none does, its 1-bit cosine is 1 - (t^2/2) |A s|^2/d up to an error of at
+   most t^4 |A^2 s|^2/(24 d). *)
+Theorem beta_local_quadratic_expansion A s a t : A^T = - A -> isSignVector s -> 0 < a ->
+  let k := matrixExp (t *: A) *m (a *: s) in
+  (`|t| * norm2 (A *m s) < 1 -> signVector k = s) /\
+  (signVector k = s ->
+   `|cosine k (signVector k) - (1 - t ^+ 2 / 2%:R * (frobeniusSq (A *m s) / d%:R))|
+     <= t ^+ 4 * frobeniusSq (A *m (A *m s)) / (24%:R * d%:R)).
+Proof.
+move=> skew hs a0 k; pose x := matrixExp (t *: A) *m s.
 have kE : k = a *: x by rewrite /k -scalemxAr.
-have [b1 b2] := flow_bounds s t skew.
-have sk : signVector k = s by rewrite kE (signs_kept a0 hs) // (le_lt_trans b1).
-split=> //; rewrite sk kE cosine_near_lattice //; last first.
-  by rewrite frobE matrixExp_mdot // -frobE frob_isSign.
-pose u := A *m s; have [r rE] : {r | r = x - s - t *: u} by exists (x - s - t *: u).
-have xs : x - s = t *: u + r by rewrite rE [RHS]addrC subrK.
-have -> : frobeniusSq (x - s) = t ^+ 2 * frobeniusSq u + (2%:R * t * mdot u r + frobeniusSq r).
-  rewrite xs !frobE mdotDl !mdotDr !mdotZl !mdotZr (mdotC r u).
-  by move: (mdot u u) (mdot u r) (mdot r r) => p q z; ring.
-rewrite -/u; set N := norm2 u; set M := norm2 (A *m u).
-have rM : norm2 r <= t ^+ 2 * M by rewrite rE.
-have bound : `|2%:R * t * mdot u r + frobeniusSq r| <=
-    2%:R * (`|t| ^+ 3 * N * M) + t ^+ 4 * M ^+ 2.
-  apply: le_trans (ler_norm_add _ _) (ler_add _ _).
-    rewrite !normrM ger0_norm ?ler0n // -!mulrA ler_wpmul2l ?ler0n // ler_wpmul2l //.
-    have -> : `|t| * (`|t| * (N * M)) = N * (t ^+ 2 * M).
-      by rewrite -[t ^+ 2](real_normK (num_real t)); move: `|t| => z; ring.
-    by apply: le_trans (mdot_norm2_le _ _) _; rewrite ler_wpmul2l ?norm2_ge0.
-  rewrite ger0_norm ?frobeniusSq_nonneg // -norm2_sq -[4%N]/(2 * 2)%N exprM -exprMn.
-  by rewrite ler_expn2r ?nnegrE ?norm2_ge0 // mulr_ge0 ?sqr_ge0 ?norm2_ge0.
-rewrite -(norm2_sq (A *m u)) -/M.
-set e := 2%:R * t * mdot u r + frobeniusSq r in bound *.
-have D0 := d_neq0 R n; have Dp := d_gt0 R n; move: (d%:R : R) D0 Dp => D D0 Dp.
-have -> : 1 - (t ^+ 2 * frobeniusSq u + e) / (2%:R * D) -
-    (1 - t ^+ 2 / 2%:R * (frobeniusSq u / D)) = - (e / (2%:R * D)) by field.
-rewrite normrN normrM [X in _ * X]ger0_norm ?invr_ge0 ?mulr_ge0 ?ler0n ?(ltW Dp) //.
-rewrite ler_pdivr_mulr ?mulr_gt0 ?ltr0n //; apply: le_trans bound _.
-by rewrite le_eqVlt; apply/orP; left; apply/eqP; field.
+split=> [small|->].
+  by have b1 := flow_bound s t skew; rewrite kE (signs_kept a0 hs) // (le_lt_trans b1).
+have fx : frobeniusSq x = d%:R by rewrite frobE matrixExp_mdot // -frobE frob_isSign.
+have bound : `|mdot x s - d%:R + t ^+ 2 / 2%:R * frobeniusSq (A *m s)| <=
+    frobeniusSq (A *m (A *m s)) / 24%:R * t ^+ 4.
+  rewrite -(frob_isSign hs); case: (lerP 0 t) => t0; first exact: flow_fourth.
+  have skew' : (- A)^T = - - A by rewrite linearN /= skew.
+  have t1 : 0 <= - t by rewrite oppr_ge0 ltW.
+  have := flow_fourth s skew' t1; rewrite scaleNr scalerN opprK !mulNmx !mulmxN opprK sqrrN.
+  rewrite (_ : frobeniusSq (- (A *m s)) = frobeniusSq (A *m s)); last first.
+    by rewrite -scaleN1r frobeniusSq_smul sqrrN expr1n mul1r.
+  by rewrite -[4%N]/(2 * 2)%N exprM sqrrN -exprM.
+rewrite kE cosine_near_lattice // frobB fx (frob_isSign hs).
+have D0 := d_neq0 R n; have Dp := d_gt0 R n.
+move: (d%:R : R) (mdot x s) D0 Dp bound => D m D0 Dp bound.
+have -> : 1 - (D - 2%:R * m + D) / (2%:R * D) - (1 - t ^+ 2 / 2%:R * (frobeniusSq (A *m s) / D)) =
+    (m - D + t ^+ 2 / 2%:R * frobeniusSq (A *m s)) / D by field.
+rewrite normrM [X in _ * X]ger0_norm ?invr_ge0 ?(ltW Dp) // ler_pdivr_mulr //.
+apply: le_trans bound _; rewrite le_eqVlt; apply/orP; left; apply/eqP; by field.
 Qed.
 
 (* The second-order cost |A s|^2/d is not negative. (A sum of squares: true by definition; what
@@ -178,29 +229,32 @@ Theorem beta_hessian_nonneg A s : 0 <= frobeniusSq (A *m s) / d%:R.
 Proof. by rewrite divr_ge0 ?frobeniusSq_nonneg ?ler0n. Qed.
 
 (* If turning a s by exp(t A), |t| |A s| < 1, brings the 1-bit cosine to 1 - e, then |t| |A s| is at
-   least sqrt(2 d e) and exceeds it by at most t^2 |A^2 s|: the angle is sqrt(2 d e)/|A s| to
-   leading order. (A lower bound on the angle; the source prints the opposite inequality.) *)
+   least sqrt(2 d e), and its square exceeds 2 d e by at most t^4 |A^2 s|^2/12: the angle is
+   sqrt(2 d e)/|A s| to leading order. (A lower bound on the angle; the source prints the opposite
+   inequality.) *)
 Theorem beta_last_mile_quadratic_hardness A s a t e :
   A^T = - A -> isSignVector s -> 0 < a -> `|t| * norm2 (A *m s) < 1 ->
   let k := matrixExp (t *: A) *m (a *: s) in cosine k (signVector k) = 1 - e ->
-  Num.sqrt (2%:R * d%:R * e) <= `|t| * norm2 (A *m s)
-    <= Num.sqrt (2%:R * d%:R * e) + t ^+ 2 * norm2 (A *m (A *m s)).
+  Num.sqrt (2%:R * d%:R * e) <= `|t| * norm2 (A *m s) /\
+  (`|t| * norm2 (A *m s)) ^+ 2 - 2%:R * d%:R * e <= t ^+ 4 * frobeniusSq (A *m (A *m s)) / 12%:R.
 Proof.
-move=> skew hs a0 small k; have [-> _] := beta_local_quadratic_expansion skew hs a0 small.
-have -> : k = a *: (matrixExp (t *: A) *m s) by rewrite /k -scalemxAr.
-set x := matrixExp _ *m s; have [b1 b2] := flow_bounds s t skew.
+move=> skew hs a0 small k; have [kept near] := beta_local_quadratic_expansion t skew hs a0.
+have {}near := near (kept small); rewrite -/k in kept near; move=> h.
+rewrite h in near; split; last first.
+  rewrite exprMn real_normK ?num_real // norm2_sq.
+  have Dp := d_gt0 R n; have D0 := d_neq0 R n; move: (d%:R : R) Dp D0 near => D Dp D0.
+  move=> /(le_trans (ler_norm _)) near.
+  rewrite -(ler_pmul2r (_ : 0 < (2%:R * D)^-1)) ?invr_gt0 ?mulr_gt0 ?ltr0n //.
+  rewrite (_ : (t ^+ 2 * _ - _) * _ = 1 - e - (1 - t ^+ 2 / 2%:R * (frobeniusSq (A *m s) / D))).
+    by apply: le_trans near _; rewrite le_eqVlt; apply/orP; left; apply/eqP; field.
+  by field.
+have kE : k = a *: (matrixExp (t *: A) *m s) by rewrite /k -scalemxAr.
+have b1 := flow_bound s t skew; move: h; rewrite (kept small) kE.
+set x := matrixExp _ *m s in b1 *.
 rewrite cosine_near_lattice //; last by rewrite frobE matrixExp_mdot // -frobE frob_isSign.
-move=> h; have -> : 2%:R * d%:R * e = frobeniusSq (x - s).
-  have D0 := d_neq0 R n; move: (d%:R : R) h D0 => D h D0.
-  have -> : e = frobeniusSq (x - s) / (2%:R * D) by apply/eqP; rewrite -(can_eq (subKr 1)) h.
-  by rewrite mulrC divfK // mulf_neq0 ?pnatr_eq0.
-apply/andP; split=> //; rewrite -/(norm2 (x - s)) -norm2Z.
-pose r := x - s - t *: (A *m s).
-have -> : t *: (A *m s) = (x - s) - r by rewrite /r opprB addrC subrK.
-apply: le_trans (_ : norm2 (x - s) + norm2 r <= _); last by rewrite ler_add2l.
-rewrite -(@ler_pexpn2r _ 2) ?nnegrE ?addr_ge0 ?norm2_ge0 //.
-rewrite norm2_sq frobB sqrrD !norm2_sq ler_add2r ler_add2l.
-rewrite -[leRHS]mulr_natl -mulrN ler_pmul2l ?ltr0n //.
-by rewrite (le_trans (ler_norm _)) // normrN mdot_norm2_le.
+move=> h; have -> : 2%:R * d%:R * e = frobeniusSq (x - s); last exact: b1.
+have D0 := d_neq0 R n; move: (d%:R : R) h D0 => D h D0.
+have -> : e = frobeniusSq (x - s) / (2%:R * D) by apply/eqP; rewrite -(can_eq (subKr 1)) h.
+by rewrite mulrC divfK // mulf_neq0 ?pnatr_eq0.
 Qed.
 End LatticeExpansion.

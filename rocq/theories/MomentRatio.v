@@ -33,7 +33,7 @@ move=> p0 p1; split=> // [c|a f g _ _|f _ f0].
 Qed.
 
 (* (E|X|)^2 <= E X^2 whenever both moments exist. (For independent coordinates the ratio is the
-   limit of the squared 1-bit cosine; that limit is not proved here.) *)
+   limit of the squared 1-bit cosine: IidCosine.v.) *)
 Theorem moment_ratio_le_one (T : Type) (integrable : (T -> R) -> Prop) (E : (T -> R) -> R)
     (X : T -> R) : isExpectation integrable E ->
   integrable (fun t => `|X t|) -> integrable (fun t => X t ^+ 2) ->

@@ -37,8 +37,8 @@ Qed.
 (* A fixed frame U of k orthonormal columns and a random frame of l orthonormal columns in R^n
    overlap by max(k, l)/n on average, exactly and for every n: if the random one is a fixed frame
    W moved by a random signed permutation (a finite average), and under any expectation E and any
-   random frame X whose law signed permutations leave alone, which the uniform (Haar) law is.
-   (That the Haar law exists is not proved here.) *)
+   random frame X whose law signed permutations leave alone, which the uniform (Haar) law is
+   (HaarFrames.v). *)
 Theorem random_subspace_expected_overlap k l (U : 'M[R]_(n, k)) :
   (0 < k)%N -> (0 < l)%N -> U^T *m U = 1%:M ->
   (forall W : 'M[R]_(n, l), W^T *m W = 1%:M ->

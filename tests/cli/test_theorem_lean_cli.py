@@ -1,6 +1,7 @@
 """``gonio theorem lean``: tables that fit, JSON with a schema, exit codes 0, 1 and 2."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner, Result
@@ -80,3 +81,63 @@ def test_the_help_says_what_was_tested():
     text = " ".join(_lean("--help").stdout.split())
     assert "only tested on recorded output" in text
     assert "nothing is executed without --build" in text
+
+
+LAKE = """\
+#!{python}
+# Answers as lake and Lean 4 do: what they print of a built project with one axiom of its own.
+import pathlib, re, sys
+if sys.argv[1] == "build":
+    compiled = pathlib.Path(".lake/build/lib/lean")
+    compiled.mkdir(parents=True, exist_ok=True)
+    (compiled / "Basic.olean").write_bytes(b"")
+    print("Build completed successfully.")
+else:
+    assert sys.argv[1:3] == ["env", "lean"]
+    for line in pathlib.Path(sys.argv[3]).read_text().splitlines():
+        if mark := re.fullmatch('#print "(.*)"', line):
+            print(mark[1])
+        elif name := re.fullmatch("#print axioms (.*)", line):
+            print(f"'{{name[1]}}' depends on axioms: [propext,\\n Classical.choice,\\n own]")
+"""
+
+
+@pytest.fixture
+def lake_project(tmp_path):
+    project = tmp_path / "lake_project"
+    project.mkdir()
+    (project / "lakefile.toml").write_text('name = "basic"\n')
+    (project / "Basic.lean").write_text("theorem stableRank_le_rank : P := h\n")
+    return project
+
+
+def test_a_machine_without_lake_says_so_and_names_the_other_way(
+    lake_project, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = _lean(lake_project, "--build")
+    assert result.exit_code == 2
+    assert "lake not found" in result.stderr
+    assert "Leave --build out" in result.stderr
+    assert "by text alone" in _lean(lake_project).stdout
+
+
+def test_a_build_replaces_what_text_suggests_and_says_so(lake_project, tmp_path, monkeypatch):
+    lake = tmp_path / "bin" / "lake"
+    lake.parent.mkdir()
+    lake.write_text(LAKE.format(python=sys.executable))
+    lake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(lake.parent))
+    report = tmp_path / "built.json"
+    assert _lean(lake_project, "--build", "--json", "--output", report).exit_code == 0
+    found = read_lean_report(report)
+    assert found.method == "build"
+    assert found.theorems[0].status == "rests-on-axiom"
+    assert found.theorems[0].axioms == ("propext", "Classical.choice", "own")
+    assert "by lake build and #print axioms" in " ".join(
+        _lean(lake_project, "--build").stdout.split()
+    )
+    assert _lean(lake_project, "--build", "--against", report).exit_code == 0
+    result = _lean(lake_project, "--against", report)  # text against a build: no verdict
+    assert result.exit_code == 2
+    assert "do not compare" in result.stderr

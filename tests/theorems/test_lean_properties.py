@@ -135,7 +135,7 @@ def write_scope(data: st.DataObject, out: Written, depth: int, what: int, indent
     out.path = before
 
 
-@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@settings(max_examples=80, deadline=None, database=None, derandomize=True)
 @given(st.data())
 def test_known_declarations_are_recovered(data):
     out = Written()

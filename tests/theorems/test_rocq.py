@@ -19,6 +19,7 @@ from gonio.theorems.rocq import (
     sources_digest,
     write_lock,
 )
+from gonio.theorems.rocq_prover import is_compiled, read_project
 from gonio.theorems.rocq_source import scan_source, strip_comments
 
 ROCQ_FOLDER = Path(__file__).resolve().parents[2] / "rocq"
@@ -123,6 +124,15 @@ CHEATS = {
         "#[bypass_check(guard)] Fixpoint loop (n : nat) : False := loop n.\n"
         "Definition cheat := loop 0."
     ),
+    "guard off for a while": (
+        "Unset Guard Checking.\nFixpoint loop (n : nat) : False := loop n.\n"
+        "Set Guard Checking.\nDefinition cheat := loop 0."
+    ),
+    "positivity bypassed": (
+        "#[bypass_check(positivity)] Inductive bad := mk (f : bad -> False).\n"
+        "Definition no (b : bad) : False := match b with mk f => f b end.\n"
+        "Definition cheat := no (mk no)."
+    ),
     "positivity off": (
         "Unset Positivity Checking.\nInductive bad := mk (f : bad -> False).\n"
         "Definition no (b : bad) : False := match b with mk f => f b end.\n"
@@ -167,14 +177,31 @@ def test_cheats_elsewhere_do_not_stain_a_theorem_and_cannot_be_locked(cheating, 
 
 
 @needs_prover
-def test_universe_checks_switched_off_are_seen(tmp_path):
-    source = """\
-Unset Universe Checking.
-Definition all : Type := Type.
-Theorem collapsed : (Type : Type) = Type. Proof. reflexivity. Qed.
-"""
-    found = statuses(make_project(tmp_path / "tiny", Universe=source))
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Unset Universe Checking.\nTheorem collapsed : (Type : Type) = Type.",
+        "Universe u. #[bypass_check(universes)] Definition low : Type@{u} := Type@{u}.\n"
+        "Theorem collapsed : low = low.",
+    ],
+    ids=["off", "bypassed"],
+)
+def test_universe_checks_switched_off_are_seen(source, tmp_path):
+    found = statuses(make_project(tmp_path / "tiny", Universe=f"{source} Proof. reflexivity. Qed."))
     assert found["collapsed"].status == "unsound"
+
+
+@needs_prover
+def test_obligations_that_are_waved_through_are_no_proof(tmp_path):
+    source = """\
+Require Import Program.
+Program Definition waved : {n : nat | n < 0} := 1.
+Admit Obligations.
+Theorem negative : exists n, n < 0. Proof. exists (proj1_sig waved). apply proj2_sig. Qed.
+"""
+    found = statuses(make_project(tmp_path / "tiny", Waved=source))
+    assert found["negative"].status == "unsound"
+    assert "waved_obligation_1" in found["negative"].reasons[0]
 
 
 @needs_prover
@@ -251,12 +278,19 @@ def test_old_compiled_files_do_not_answer_for_new_text(tmp_path):
         proof_status(folder)
 
 
-@pytest.fixture
-def locked(tmp_path):
-    """A project, and a lock of it."""
-    folder, lock = make_project(tmp_path / "tiny", Honest=HONEST), tmp_path / "lock.json"
+@pytest.fixture(scope="module")
+def locked_once(tmp_path_factory):
+    """A compiled project, and a lock of it."""
+    place = tmp_path_factory.mktemp("locked")
+    folder, lock = make_project(place / "tiny", Honest=HONEST), place / "lock.json"
     write_lock(folder, lock)
     return folder, lock
+
+
+@pytest.fixture
+def locked(locked_once, tmp_path):
+    """The same, to change."""
+    return shutil.copytree(locked_once[0], tmp_path / "tiny"), locked_once[1]
 
 
 @needs_prover
@@ -377,11 +411,61 @@ def test_the_lock_of_the_package_belongs_to_these_sources():
     assert {axiom for status in lock.theorems for axiom in status.axioms} <= set(ALLOWED_AXIOMS)
 
 
+GROUPED = """\
+Require Import Classical FunctionalExtensionality.
+Theorem free_one : 1 = 1. Proof. reflexivity. Qed.
+Theorem classical_one : forall P, P \\/ ~ P. Proof. exact classic. Qed.
+Theorem free_two : 2 = 2. Proof. reflexivity. Qed.
+Theorem classical_two : forall P, ~ P \\/ P. Proof. intro P. destruct (classic P); tauto. Qed.
+"""
+MORE_AXIOMS = """\
+Theorem free_two : 2 = 2. Proof.
+pose (f := @functional_extensionality_dep nat (fun _ => nat)). reflexivity. Qed."""
+
+
 @needs_prover
-def test_the_proofs_compile_and_match_their_lock():
+def test_asking_together_finds_what_asking_alone_finds(tmp_path):
+    folder = make_project(tmp_path / "tiny", Grouped=GROUPED)
+    alone = proof_status(folder)
+    known = {status.name: status for status in alone}
+    assert [len(status.axioms) for status in alone] == [0, 1, 0, 1]
+    assert proof_status(folder, known) == alone
+    without = {name: status for name, status in known.items() if name != "classical_two"}
+    assert proof_status(folder, without) == alone
+
+
+@needs_prover
+def test_one_theorem_that_gains_an_axiom_is_told_from_its_group(tmp_path):
+    folder = make_project(tmp_path / "tiny", Grouped=GROUPED)
+    lock = tmp_path / "lock.json"
+    write_lock(folder, lock)
+    honest = "Theorem free_two : 2 = 2. Proof. reflexivity. Qed."
+    (folder / "theories/Grouped.v").write_text(GROUPED.replace(honest, MORE_AXIOMS))
+    with pytest.raises(TheoremError) as caught:
+        check_lock(folder, lock)
+    assert "free_two: axioms was (), is ('FunctionalExtensionality." in str(caught.value)
+    assert "free_one" not in str(caught.value)
+
+
+def _require_library() -> None:
     where = subprocess.run(["coqc", "-where"], capture_output=True, text=True, check=True)
     if not Path(where.stdout.strip(), "user-contrib/mathcomp/analysis").is_dir():
         pytest.skip("libcoq-mathcomp-analysis is not installed")
     if not ROCQ_FOLDER.is_dir():
         pytest.skip("the Rocq sources are not beside these tests (an installed package)")
+
+
+@needs_prover
+@pytest.mark.slow
+def test_the_proofs_compile_and_match_their_lock():
+    _require_library()
+    check_lock(ROCQ_FOLDER)
+
+
+@needs_prover
+def test_the_compiled_proofs_match_their_lock():
+    """The same where somebody has compiled; then it takes seconds."""
+    _require_library()
+    if not is_compiled(read_project(ROCQ_FOLDER)):
+        pytest.skip("the proofs are not compiled as they stand; `make proofs` does so")
     check_lock(ROCQ_FOLDER)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import gammaln
 
+from gonio.quant.sign import sign_cosine
 from gonio.theorems import load_catalogue
 from gonio.theorems.checks import (
     CHECKS,
@@ -35,6 +36,7 @@ from gonio.theorems.checks.check import (
     close_margin,
     exact_margin,
     iff_margin,
+    mean_margin,
     z_margin,
 )
 from gonio.theorems.checks.floors import _square_bounds
@@ -51,7 +53,7 @@ few = settings(max_examples=40, deadline=None, database=None, derandomize=True)
 
 @pytest.mark.parametrize("entry", ENTRY_PARAMS)
 def test_check_passes_and_rejects_its_mutant(entry):
-    result = run_check(entry, examples=50, seed=20)
+    result = run_check(entry, examples=40, seed=20)
     assert result.passed, result.counterexample
     assert result.worst_margin >= 0.0
     assert result.counterexample is None
@@ -86,6 +88,10 @@ def test_names_in_the_registry_are_the_checks_own():
         (bound_margin(0.0, 0.0), 0.0),
         (z_margin(3.0, 1.0, 0.0), 0.5),
         (z_margin(-12.0, 1.0, 0.0), -1.0),
+        (
+            mean_margin(torch.tensor([0.0, 2.0]).double(), 4.0, 0.0),
+            0.5,
+        ),  # 3 standard errors of 6 allowed
     ],
 )
 def test_margins(margin, value):
@@ -99,6 +105,13 @@ def test_margins(margin, value):
 @given(int_matrices())
 def test_exact_rank_is_numpys(rows):
     assert exact.rank(rows) == np.linalg.matrix_rank(np.array(rows, dtype=float))
+
+
+@few
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=6).filter(any))
+def test_exact_cosine_is_the_librarys(entries):
+    expected = float(exact.squared_sign_cosine(entries))
+    assert sign_cosine(to_tensor(tuple(entries))).item() ** 2 == pytest.approx(expected, rel=1e-14)
 
 
 @few

@@ -23,8 +23,9 @@ class Proof:
 
 
 THEOREM = get_entry("stableRank_le_rank")
-WEAKER = get_entry("random_subspace_expected_overlap")
+WEAKER = get_entry("iid_coord_moment_ratio_floor")
 REFUTED = get_entry("stableRank_mul_le_min")
+DEPRECATED = get_entry("narrowDim_rank_k_ceiling_formula")
 EMPIRICAL = THEOREM.model_copy(update={"kind": "empirical"})
 GOOD, EXACT = Outcome(), Outcome(arithmetic="exact")
 BROKEN, TOOTHLESS = Outcome(passed=False), Outcome(mutant_rejected=False)
@@ -56,6 +57,8 @@ PROVED, OPEN, STALE, UNSOUND = (Proof(word) for word in ("proved", "open", "stal
         (EMPIRICAL, None, PROVED, "open"),
         (EMPIRICAL, GOOD, PROVED, "empirical"),
         (EMPIRICAL, BROKEN, None, "failed"),
+        (DEPRECATED, None, None, "deprecated"),
+        (DEPRECATED, BROKEN, None, "failed"),
     ],
 )
 def test_status_is_computed(entry, outcome, proof, status):

@@ -9,6 +9,7 @@ import click
 
 from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
 from gonio.cli.theorem_lean import lean
+from gonio.cli.theorem_status import counts, status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ def theorem() -> None:
       gonio theorem list --family A
       gonio theorem show stableRank_le_rank
       gonio theorem check --examples 200
+      gonio theorem status
       gonio theorem errata
     """
 
@@ -157,4 +159,5 @@ def _report_failures(table: pd.DataFrame) -> bool:
     return not failed.empty
 
 
-theorem.add_command(lean)
+for command in (counts, lean, status):
+    theorem.add_command(command)

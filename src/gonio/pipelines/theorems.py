@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import get_args
 
 import pandas as pd
@@ -11,13 +12,30 @@ import torch
 
 from gonio.records import Measurement, Value, make_measurement, make_value
 from gonio.theorems.catalogue import Entry, select_entries
+from gonio.theorems.rocq import ProofStatus
 from gonio.theorems.runner import CheckResult, run_check
 from gonio.theorems.status import Status, compute_statuses
 from gonio.theorems.tables import locked_proofs
 
-__all__ = ["check_theorems"]
+__all__ = [
+    "CheckSettings",
+    "ProgressCallback",
+    "check_rows",
+    "check_theorems",
+    "record_checks",
+    "run_checks",
+]
 
 ProgressCallback = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What decides the cases of a run of checks: how many per check, and the seed."""
+
+    examples: int = 100
+    seed: int = 0
+    family: str | None = None  # letter the statements were chosen by, for the record
 
 
 def check_theorems(
@@ -48,35 +66,67 @@ def check_theorems(
     """
     entries = select_entries(tuple(names) if names else None, family)
     proofs = locked_proofs()
+    settings = CheckSettings(examples, seed, family)
+    return record_checks(entries, settings, run_checks(entries, settings, progress), proofs)
+
+
+def run_checks(
+    entries: Sequence[Entry], settings: CheckSettings, progress: ProgressCallback | None = None
+) -> dict[str, CheckResult]:
+    """Run the checks of some statements; results by name of the check.
+
+    Raises:
+        SettingError: ``examples`` is below 1.
+    """
     results: dict[str, CheckResult] = {}
     for done, entry in enumerate(entries):
         if progress is not None:
             progress(entry.name, done, len(entries))
         if entry.check is not None:
-            results[entry.check] = run_check(entry, examples=examples, seed=seed)
+            results[entry.check] = run_check(entry, examples=settings.examples, seed=settings.seed)
     if progress is not None:
         progress("checks done", len(entries), len(entries))
-    statuses = compute_statuses(entries, results, proofs)
+    return results
+
+
+def record_checks(
+    entries: Sequence[Entry],
+    settings: CheckSettings,
+    results: Mapping[str, CheckResult],
+    proofs: Mapping[str, ProofStatus],
+) -> Measurement:
+    """The ``theorem-check`` record of a run; see :func:`check_theorems`."""
+    rows = check_rows(entries, results, proofs)
     return make_measurement(
         "theorem-check",
         "Executable checks of the theorems",
         settings={
             "names": [entry.name for entry in entries],
-            "family": family,
-            "examples": examples,
+            "family": settings.family,
+            "examples": settings.examples,
         },
-        values=_values(statuses, results),
-        tables={"checks": _table(entries, results, statuses)},
-        seed=seed,
+        values=_values([str(row["status"]) for row in rows], results),
+        tables={"checks": pd.DataFrame(rows)},
+        seed=settings.seed,
         dtype=torch.float64,
     )
 
 
-def _values(statuses: dict[str, Status], results: dict[str, CheckResult]) -> list[Value]:
-    counts = Counter(statuses.values())
+def check_rows(
+    entries: Sequence[Entry],
+    results: Mapping[str, CheckResult],
+    proofs: Mapping[str, ProofStatus],
+) -> list[dict[str, object]]:
+    """One row per statement: its status, and what its check reported."""
+    statuses = compute_statuses(entries, results, proofs)
+    return [_row(entry, results.get(entry.check or ""), statuses[entry.name]) for entry in entries]
+
+
+def _values(words: Sequence[str], results: Mapping[str, CheckResult]) -> list[Value]:
+    counts = Counter(words)
     cases = sum(result.examples for result in results.values())
     return [
-        make_value("statements", len(statuses)),
+        make_value("statements", len(words)),
         make_value("cases_tried", cases, note="without those of shrinking and of the mutants"),
         *(
             make_value(word.replace("-", "_"), counts[word])
@@ -84,14 +134,6 @@ def _values(statuses: dict[str, Status], results: dict[str, CheckResult]) -> lis
             if counts[word] or word == "failed"
         ),
     ]
-
-
-def _table(
-    entries: Sequence[Entry], results: dict[str, CheckResult], statuses: dict[str, Status]
-) -> pd.DataFrame:
-    return pd.DataFrame(
-        [_row(entry, results.get(entry.check or ""), statuses[entry.name]) for entry in entries]
-    )
 
 
 def _row(entry: Entry, result: CheckResult | None, status: Status) -> dict[str, object]:

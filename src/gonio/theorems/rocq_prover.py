@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,13 @@ __all__ = [
     "ask_prover",
     "compile_project",
     "has_prover",
+    "is_compiled",
     "prover_version",
     "read_project",
+    "run_tool",
 ]
 
-_TIMEOUT_SECONDS = 1800
+_TIMEOUT_SECONDS = 2 * 3600  # coqchk takes minutes on a machine that does nothing else
 # Variables that would change what the prover or make do.
 _STEERING = ("COQ", "ROCQ", "MAKE", "MFLAGS", "GNUMAKEFLAGS")
 
@@ -64,7 +66,7 @@ def prover_version() -> str:
     Raises:
         MissingDependencyError: There is no prover on this machine.
     """
-    return _run(["coqc", "--print-version"], Path.cwd()).split()[0]
+    return run_tool(["coqc", "--print-version"], Path.cwd()).split()[0]
 
 
 def read_project(folder: Path) -> RocqProject:
@@ -107,13 +109,23 @@ def read_project(folder: Path) -> RocqProject:
     return RocqProject(folder, roots[0][0], roots[0][1], tuple(files))
 
 
-def _run(command: list[str], folder: Path) -> str:
-    """Standard output of a tool, run without the environment variables that steer it."""
+def run_tool(command: list[str], folder: Path, *, with_errors: bool = False) -> str:
+    """Standard output of a tool, run without the environment variables that steer it.
+
+    Args:
+        command: The tool and its arguments.
+        folder: Where it runs.
+        with_errors: Return standard error too, after the output; ``coqchk`` answers there.
+
+    Raises:
+        MissingDependencyError: There is no such tool on this machine.
+        TheoremError: It failed, or ran for more than two hours.
+    """
     if shutil.which(command[0]) is None:
         raise MissingDependencyError(
             f"{command[0]} not found: proofs are checked with Rocq (Coq) 8.16; on Debian: "
             "apt-get install --no-install-recommends make coq libcoq-mathcomp-analysis "
-            "libcoq-mathcomp-algebra-tactics"
+            "libcoq-mathcomp-real-closed libcoq-mathcomp-algebra-tactics libcoq-coquelicot"
         )
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("COQ", "ROCQ", "MAKE", "MFLAGS"))
@@ -134,7 +146,7 @@ def _run(command: list[str], folder: Path) -> str:
     if done.returncode:
         tail = (done.stderr or done.stdout).strip()[-2000:]
         raise TheoremError(f"{' '.join(command)} failed in {folder}:\n{tail}")
-    return done.stdout
+    return done.stdout + done.stderr if with_errors else done.stdout
 
 
 def compile_project(project: RocqProject) -> None:
@@ -144,16 +156,27 @@ def compile_project(project: RocqProject) -> None:
         MissingDependencyError: There is no prover on this machine.
         TheoremError: A file does not compile, or what is compiled is not the text that is there.
     """
-    _run(["coq_makefile", "-f", "_CoqProject", "-o", "CoqMakefile"], project.folder)
-    _run(["make", "-f", "CoqMakefile"], project.folder)
+    run_tool(["coq_makefile", "-f", "_CoqProject", "-o", "CoqMakefile"], project.folder)
+    run_tool(["make", "-f", "CoqMakefile"], project.folder)
     for file in project.files:
-        # make trusts modification times; the digest the prover notes is that of what it compiled
-        source = project.folder / file
-        noted = source.with_suffix(".glob")
-        first = noted.read_text("utf-8").split("\n", 1)[0] if noted.is_file() else ""
-        md5 = hashlib.md5(source.read_bytes(), usedforsecurity=False).hexdigest()
-        if first != f"DIGEST {md5}":
-            raise TheoremError(f"{source} was compiled from another text; remove its .vo and rerun")
+        if not _is_compiled(project.folder / file):  # make trusts modification times
+            raise TheoremError(
+                f"{project.folder / file} was compiled from another text; remove its .vo and rerun"
+            )
+
+
+def is_compiled(project: RocqProject) -> bool:
+    """Whether there are compiled files of every source as it stands."""
+    return all(_is_compiled(project.folder / file) for file in project.files)
+
+
+def _is_compiled(source: Path) -> bool:
+    """Whether the digest that the prover noted of what it compiled is that of the text."""
+    noted = source.with_suffix(".glob")
+    if not (noted.is_file() and source.with_suffix(".vo").is_file()):
+        return False
+    md5 = hashlib.md5(source.read_bytes(), usedforsecurity=False).hexdigest()
+    return noted.read_text("utf-8").split("\n", 1)[0] == f"DIGEST {md5}"
 
 
 def _imports(project: RocqProject, scan: SourceScan) -> list[str]:
@@ -179,6 +202,7 @@ def ask_prover(
     project: RocqProject,
     scans: Mapping[str, SourceScan],
     theorems: list[tuple[str, SourceTheorem]],
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> list[Answer]:
     """Ask, in one run of the prover, what theorems say and what they rest on.
 
@@ -186,33 +210,38 @@ def ask_prover(
         project: A compiled project.
         scans: By file of the project.
         theorems: File and theorem, each.
+        groups: Places in ``theorems``, each in one group; the theorems of a group are asked
+            together what they rest on, which is as costly as asking the costliest of them. By
+            default each is asked alone.
 
     Returns:
-        One answer per theorem, in order.
+        One answer per theorem, in order; its assumptions are those of its whole group.
 
     Raises:
         MissingDependencyError: There is no prover on this machine.
         TheoremError: The prover refused, for instance because a theorem is not in its module.
     """
+    together = [[number] for number in range(len(theorems))] if groups is None else groups
     nonce = secrets.token_hex(8)  # no source can print a mark it does not know
     with tempfile.TemporaryDirectory() as scratch:
         probe = Path(scratch) / "probe.v"
-        probe.write_text(_questions(project, scans, theorems, f"@@{nonce}"), encoding="utf-8")
+        probe.write_text(
+            _questions(project, scans, theorems, together, f"@@{nonce}"), encoding="utf-8"
+        )
         sources = str((project.folder / project.directory).resolve())
-        output = _run(
+        output = run_tool(
             ["coqc", "-w", "none", "-R", sources, project.prefix, "probe.v"], probe.parent
         )
     parts = dict(part.split("\n", 1) for part in output.split(f"@@{nonce} ")[1:])
-    return [
-        Answer(parts[f"statement {number}"], parts[f"assumptions {number}"])
-        for number in range(len(theorems))
-    ]
+    said = {n: parts[f"assumptions {place}"] for place, ns in enumerate(together) for n in ns}
+    return [Answer(parts[f"statement {n}"], said[n]) for n in range(len(theorems))]
 
 
 def _questions(
     project: RocqProject,
     scans: Mapping[str, SourceScan],
     theorems: list[tuple[str, SourceTheorem]],
+    groups: Sequence[Sequence[int]],
     mark: str,
 ) -> str:
     """The text that makes the prover print each answer after a line ``MARK KIND NUMBER``."""
@@ -234,6 +263,8 @@ def _questions(
                 lines += [say(f"statement {number}"), f"Check @{names[number]}."]
         lines += [say("between"), f"End Probe{order}."]
     # Outside the modules nothing is imported, so axioms are printed with the file they come from.
-    for number, name in enumerate(names):
-        lines += [say(f"assumptions {number}"), f"Print Assumptions {name}."]
+    for place, numbers in enumerate(groups):
+        lets = " ".join(f"let _ := @{names[number]} in" for number in numbers)
+        lines.append(f"Definition together{place} := {lets} tt.")
+        lines += [say(f"assumptions {place}"), f"Print Assumptions together{place}."]
     return "\n".join([*lines, say("end"), ""])

@@ -8,6 +8,7 @@ The words, strongest claim first:
   was just computed in exact arithmetic;
 - ``checked``: the executable check ran without a counterexample and rejected its mutant;
 - ``empirical``: a measurement whose check ran; never more, whatever else exists;
+- ``deprecated``: a name its source has withdrawn; nothing is claimed under it;
 - ``open``: nothing ran;
 - ``failed``: the check found a counterexample, or could not tell the statement from its mutant, or
   the proof rests on something it must not.
@@ -30,7 +31,9 @@ __all__ = [
     "weakest_proof",
 ]
 
-Status = Literal["proved", "proved-weaker", "refuted", "checked", "empirical", "open", "failed"]
+Status = Literal[
+    "proved", "proved-weaker", "refuted", "checked", "empirical", "deprecated", "open", "failed"
+]
 ProofWord = Literal["proved", "open", "stale", "unsound"]
 
 
@@ -84,6 +87,8 @@ def compute_status(entry: Entry, check_result: CheckOutcome | None, proof: Proof
     )
     if has_failed or word == "unsound":
         return "failed"
+    if entry.kind == "deprecated":
+        return "deprecated"
     if entry.kind == "empirical":
         return "open" if check_result is None else "empirical"
     if entry.kind == "refuted":

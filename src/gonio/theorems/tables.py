@@ -9,6 +9,7 @@ import pandas as pd
 
 from gonio.errors import TheoremError
 from gonio.theorems.catalogue import (
+    Entry,
     LeanDeclaration,
     Source,
     get_entry,
@@ -94,7 +95,7 @@ def theorem_card(name: str) -> pd.DataFrame:
         "kind": entry.kind,
         "statement": entry.sentence,
         "formula": entry.latex,
-        "status": compute_status(entry, None, proof) + " (from the proof; the check has not run)",
+        "status": _status_of(entry, proof),
         "source": f"{entry.source}, which calls it {entry.source_status!r}",
         "declared there": _declaration(entry.lean),
         "erratum": entry.erratum or "none",
@@ -109,6 +110,12 @@ def theorem_card(name: str) -> pd.DataFrame:
     }
     shown = {field: value for field, value in fields.items() if value}
     return pd.DataFrame({"field": list(shown), "value": list(shown.values())})
+
+
+def _status_of(entry: Entry, proof: ProofStatus | None) -> str:
+    status = compute_status(entry, None, proof)
+    note = "" if status == "deprecated" else " (from the proof; the check has not run)"
+    return status + note
 
 
 def _declaration(lean: LeanDeclaration | None) -> str:

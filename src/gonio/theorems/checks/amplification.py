@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
 from hypothesis import strategies as st
 
 from gonio.theorems.checks import exact
 from gonio.theorems.checks.cases import (
     IntMatrix,
     IntVector,
+    gaussian,
     generator,
     int_matrices,
     int_vectors,
     seeds,
     to_tensor,
 )
-from gonio.theorems.checks.check import Check, Mutant, exact_margin, z_margin
+from gonio.theorems.checks.check import Check, Mutant, exact_margin, mean_margin
 
 __all__ = ["CHECKS"]
 
@@ -54,12 +54,11 @@ def _group_mean(case: _Amplified, parts: int) -> float:
 def _mean_amplification(case: _Amplified) -> float:
     """The same for uniformly random directions, simulated."""
     size = len(case.vector)
-    normal = torch.randn(_DIRECTIONS, size, dtype=torch.float64, generator=generator(case.seed))
+    normal = gaussian(_DIRECTIONS, size, source=generator(case.seed))
     directions = normal / normal.norm(dim=-1, keepdim=True)
     squares = (directions @ to_tensor(case.rows).mT).square().sum(dim=-1)
     expected = float(Fraction(exact.frobenius_squared(case.rows), size))
-    error = squares.mean().item() - expected
-    simulated = z_margin(error, squares.std().item() / _DIRECTIONS**0.5, 1e-12 * (1 + expected))
+    simulated = mean_margin(squares, expected, 1e-12 * (1 + expected))
     return min(_group_mean(case, size), simulated)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "IntVector",
     "Key",
     "binary_exponents",
+    "gaussian",
     "generator",
     "int_matrices",
     "int_vectors",
@@ -121,6 +122,11 @@ def to_tensor(matrix: Matrix | Vector) -> Tensor:
         rows = [[float(x) for x in row] for row in matrix if isinstance(row, tuple)]
         return torch.tensor(rows, dtype=torch.float64)
     return torch.tensor([float(x) for x in matrix if not isinstance(x, tuple)], dtype=torch.float64)
+
+
+def gaussian(*shape: int, source: torch.Generator) -> Tensor:
+    """Independent standard normal entries in float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=source)
 
 
 def generator(seed: int) -> torch.Generator:

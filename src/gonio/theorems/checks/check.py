@@ -8,12 +8,14 @@ inequality (relative slack, 0 at equality) and simulation (the share of the allo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Generic, Literal, TypeVar
 
 from hypothesis.strategies import SearchStrategy
+from torch import Tensor
 
 __all__ = [
     "Z_BOUND",
@@ -24,6 +26,7 @@ __all__ = [
     "close_margin",
     "exact_margin",
     "iff_margin",
+    "mean_margin",
     "z_margin",
 ]
 
@@ -109,3 +112,9 @@ def z_margin(error: float, standard_error: float, rounding: float = 1e-12) -> fl
         rounding: Absolute error that floating point may add, for laws without variance.
     """
     return close_margin(abs(error), Z_BOUND * standard_error + rounding)
+
+
+def mean_margin(sample: Tensor, expected: float, rounding: float = 1e-12) -> float:
+    """:func:`z_margin` of the mean of a sample, its standard error estimated from the sample."""
+    standard_error = sample.std().item() / math.sqrt(len(sample))
+    return z_margin(sample.mean().item() - expected, standard_error, rounding)

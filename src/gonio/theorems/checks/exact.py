@@ -32,6 +32,7 @@ __all__ = [
     "rotation",
     "scale",
     "signed_shifts",
+    "squared_sign_cosine",
     "subtract",
     "transpose",
 ]
@@ -54,6 +55,11 @@ def dot(left: Iterable[Number], right: Iterable[Number]) -> Number:
 def l1(vector: Iterable[Number]) -> Fraction:
     """Sum of absolute values."""
     return sum((Fraction(x if x >= 0 else -x) for x in vector), Fraction(0))
+
+
+def squared_sign_cosine(vector: Sequence[Number]) -> Fraction:
+    """Squared 1-bit cosine ``|k|_1^2 / (d |k|_2^2)`` of a nonzero vector."""
+    return l1(vector) ** 2 / (len(vector) * dot(vector, vector))
 
 
 def transpose(matrix: Matrix) -> Matrix:

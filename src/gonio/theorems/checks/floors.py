@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gonio.linalg.chance import sign_cosine_of_random_direction
 from gonio.linalg.rotations import haar_rotation, hadamard_matrix, has_hadamard
 from gonio.quant.sign import sign_cosine
-from gonio.theorems.checks.cases import generator, seeds
+from gonio.theorems.checks.cases import gaussian, generator, seeds
 from gonio.theorems.checks.check import (
     Check,
     Mutant,
@@ -22,7 +22,7 @@ from gonio.theorems.checks.check import (
     exact_margin,
     z_margin,
 )
-from gonio.theorems.checks.exact import PI_HIGH, PI_LOW
+from gonio.theorems.checks.exact import PI_HIGH, PI_LOW, squared_sign_cosine
 
 __all__ = ["CHECKS"]
 
@@ -66,7 +66,7 @@ def _mean_cosine_margin(case: _Direction, vectors: torch.Tensor, rotation: torch
 
 def _isotropic_floor(case: _Direction) -> float:
     source = generator(case.seed)
-    normal = torch.randn(_DRAWS, case.size, dtype=torch.float64, generator=source)
+    normal = gaussian(_DRAWS, case.size, source=source)
     # A heavy-tailed radius leaves the law spherically symmetric, and the cosine must not notice.
     radius = torch.rand(_DRAWS, 1, dtype=torch.float64, generator=source).clamp_min(1e-3) ** -3
     return _mean_cosine_margin(case, radius * normal, _rotation(case, source))
@@ -99,19 +99,15 @@ def _vertices_are_isotropic(size: int) -> float:
     return min(
         *(exact_margin(value, expected) for value, expected in products),
         *(exact_margin(value, 0) for value in means),
-        *(exact_margin(_squared_cosine(v), 1) for v in vertices),
+        *(exact_margin(squared_sign_cosine(v), 1) for v in vertices),
         float(1 - _square_bounds(size)[1]) or -1.0,
     )
-
-
-def _squared_cosine(vector: tuple[int, ...]) -> Fraction:
-    return Fraction(sum(map(abs, vector)) ** 2, len(vector) * sum(x * x for x in vector))
 
 
 def _vertices_reach_the_floor(size: int) -> float:
     """The printed claim for this law and R = I: the mean cosine is c_d."""
     vertices = _vertices(size)
-    mean = sum((_squared_cosine(v) for v in vertices), Fraction(0)) / len(vertices)
+    mean = sum((squared_sign_cosine(v) for v in vertices), Fraction(0)) / len(vertices)
     return bound_margin(float(mean), float(_square_bounds(size)[1]))
 
 

@@ -13,6 +13,7 @@ from gonio.theorems.checks import exact
 from gonio.theorems.checks.cases import (
     IntMatrix,
     IntVector,
+    gaussian,
     generator,
     int_matrices,
     int_vectors,
@@ -24,7 +25,7 @@ from gonio.theorems.checks.check import (
     bound_margin,
     close_margin,
     exact_margin,
-    z_margin,
+    mean_margin,
 )
 
 __all__ = ["CHECKS"]
@@ -128,18 +129,16 @@ def _residuals(updates: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _chance_margin(case: _Shape, unexplained: float) -> float:
     source = generator(case.seed)
-    weight = torch.randn(case.rows, case.cols, dtype=torch.float64, generator=source)
-    shape = (_SAMPLES, case.rows, case.cols)
-    shares = _residuals(torch.randn(shape, dtype=torch.float64, generator=source), weight)
-    error = shares.mean().item() - unexplained
-    return z_margin(error, shares.std().item() / _SAMPLES**0.5)
+    weight = gaussian(case.rows, case.cols, source=source)
+    shares = _residuals(gaussian(_SAMPLES, case.rows, case.cols, source=source), weight)
+    return mean_margin(shares, unexplained)
 
 
 def _separation(case: _Shape) -> float:
     """Unrelated updates leave 1 - 1/m, a rescaled base leaves nothing."""
     source = generator(case.seed)
-    weight = torch.randn(case.rows, case.cols, dtype=torch.float64, generator=source)
-    gains = torch.randn(case.cols, dtype=torch.float64, generator=source)
+    weight = gaussian(case.rows, case.cols, source=source)
+    gains = gaussian(case.cols, source=source)
     planted = _residuals(weight * gains, weight).item()
     chance = expected_gain_residual(case.rows)
     return min(_chance_margin(case, chance), close_margin(abs(planted), 1e-12))

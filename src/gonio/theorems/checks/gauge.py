@@ -71,7 +71,7 @@ def _scores_agree(case: _Attention, rotation: exact.Matrix) -> float:
 
 
 def _gauge(case: _Attention) -> float:
-    rational = exact.matmul(exact.reflection(case.normals[0]), exact.reflection(case.normals[1]))
+    rational = exact.rotation(case.normals)
     scale = 2.0**case.exponent
     keys, query = scale * to_tensor(case.keys), scale * to_tensor(case.query)
     rotation = haar_rotation(query.shape[-1], generator(case.seed), dtype=torch.float64)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 
 from gonio.quant.sign import sign_beta
-from gonio.theorems.checks.cases import generator, seeds
-from gonio.theorems.checks.check import Check, Mutant, close_margin, z_margin
+from gonio.theorems.checks.cases import gaussian, generator, seeds
+from gonio.theorems.checks.check import Check, Mutant, close_margin, mean_margin, z_margin
 
 __all__ = ["CHECKS"]
 
@@ -56,7 +56,7 @@ _LAWS: dict[Law, _Law] = {
         lambda x: math.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi),
         40.0,
         (math.sqrt(2.0 / math.pi), 1.0, 2.0 * math.sqrt(2.0 / math.pi), 3.0),
-        lambda shape, source: torch.randn(shape, dtype=torch.float64, generator=source),
+        lambda shape, source: gaussian(*shape, source=source),
     ),
     "uniform": _Law(
         lambda x: 0.5,
@@ -137,10 +137,9 @@ def _gaussian_ratio(case: _Entry) -> float:
     # Of d Gaussian entries the energy kept is 2/pi + (1 - 2/pi)/d on average: the ratio, for d
     # large, and exactly 1 for d = 1.
     expected = 2.0 / math.pi + (1.0 - 2.0 / math.pi) / case.size
-    standard_error = beta.std().item() / math.sqrt(_DRAWS)
     return min(
         _moments_agree(case, "gaussian", 2.0 / math.pi),
-        z_margin(beta.mean().item() - expected, standard_error),
+        mean_margin(beta, expected),
     )
 
 

@@ -15,6 +15,7 @@ from gonio.theorems.checks import exact
 from gonio.theorems.checks.cases import (
     IntMatrix,
     IntVector,
+    gaussian,
     generator,
     int_vectors,
     seeds,
@@ -86,9 +87,8 @@ def _group_margin(case: _Frames, ambient: int) -> float:
 def _haar_margin(case: _Frames) -> float:
     """The simulated mean against the closed form, in units of the exact standard error."""
     k, other, n = case.haar_dims
-    shape = (_HAAR_SAMPLES, n, other)
-    gaussian = torch.randn(shape, dtype=torch.float64, generator=generator(case.seed))
-    frames = torch.linalg.qr(gaussian).Q
+    normal = gaussian(_HAAR_SAMPLES, n, other, source=generator(case.seed))
+    frames = torch.linalg.qr(normal).Q
     fixed = torch.eye(n, k, dtype=torch.float64).expand(_HAAR_SAMPLES, n, k)
     error = subspace_overlap(fixed, frames).mean().item() - expected_overlap(k, other, n)
     return z_margin(error, (overlap_variance(k, other, n) / _HAAR_SAMPLES) ** 0.5)
@@ -120,10 +120,8 @@ def _bases(draw: st.DrawFn) -> _Base:
 def _mean_ratio_margin(case: _Base, ratio: float) -> float:
     """z-score of the mean overlap over chance of updates that know nothing of the base."""
     source = generator(case.seed)
-    base = torch.randn(case.rows, case.cols, dtype=torch.float64, generator=source)
-    updates = torch.randn(
-        _HAAR_SAMPLES, case.rows, case.cols, dtype=torch.float64, generator=source
-    )
+    base = gaussian(case.rows, case.cols, source=source)
+    updates = gaussian(_HAAR_SAMPLES, case.rows, case.cols, source=source)
     theirs = top_singular_subspaces(base, case.k)[2]
     mine = torch.linalg.svd(updates, full_matrices=False).Vh[:, : case.k].mT
     overlaps = subspace_overlap(mine, theirs.expand_as(mine))
@@ -134,7 +132,7 @@ def _mean_ratio_margin(case: _Base, ratio: float) -> float:
 
 def _alignment_is_measured(case: _Base) -> float:
     """Chance gives ratio 1, and the base itself gives overlap 1."""
-    base = torch.randn(case.rows, case.cols, dtype=torch.float64, generator=generator(case.seed))
+    base = gaussian(case.rows, case.cols, source=generator(case.seed))
     theirs = top_singular_subspaces(base, case.k)[2]
     again = top_singular_subspaces(-3.0 * base, case.k)[2]
     aligned = subspace_overlap(theirs, again).item()

@@ -29,15 +29,6 @@ def _signs(entries: IntVector, at_zero: int = 1) -> IntVector:
     return tuple((x > 0) - (x < 0) or at_zero for x in entries)
 
 
-def _l1(entries: IntVector) -> int:
-    return sum(abs(x) for x in entries)
-
-
-def _beta(entries: IntVector) -> Fraction:
-    """Squared 1-bit cosine ``|k|_1^2 / (d |k|_2^2)``."""
-    return Fraction(_l1(entries) ** 2, len(entries) * int(exact.dot(entries, entries)))
-
-
 def _rounding(entries: IntVector) -> float:
     """Relative rounding of sums of d terms, their quotient and root."""
     return 4 * (len(entries) + 4) * _EPS
@@ -52,13 +43,17 @@ def _squared_cosine_matches(entries: IntVector, at_zero: int) -> float:
     inner, sign_energy = exact.dot(entries, signs), exact.dot(signs, signs)
     if inner < 0 or sign_energy == 0:
         return -1.0
-    return exact_margin(Fraction(inner**2, energy * sign_energy), _beta(entries))
+    return exact_margin(
+        Fraction(inner**2, energy * sign_energy), exact.squared_sign_cosine(entries)
+    )
 
 
 def _cosine_formula(key: Key) -> float:
     signs, _ = sign_encode(key.tensor())
     same_signs = signs.tolist() == [sign > 0 for sign in _signs(key.entries)]
-    error = abs(sign_cosine(key.tensor()).item() - math.sqrt(_beta(key.entries)))
+    error = abs(
+        sign_cosine(key.tensor()).item() - math.sqrt(exact.squared_sign_cosine(key.entries))
+    )
     return min(
         _squared_cosine_matches(key.entries, at_zero=1),
         iff_margin(same_signs, True),
@@ -69,7 +64,7 @@ def _cosine_formula(key: Key) -> float:
 def _moment_ratio(key: Key, bound: Fraction | int = 1) -> float:
     """``(E|X|)^2 <= bound * E X^2`` for X uniform on the entries."""
     count = len(key.entries)
-    mean = Fraction(_l1(key.entries), count)
+    mean = Fraction(exact.l1(key.entries), count)
     second_moment = Fraction(exact.dot(key.entries, key.entries), count)
     return float((bound * second_moment - mean**2) / second_moment)
 
@@ -82,7 +77,7 @@ def _lattice_identity(entries: IntVector) -> float:
     sizes = [abs(x) for x in entries]
     spread = sum((a - b) ** 2 for i, a in enumerate(sizes) for b in sizes[:i])
     energy = int(exact.dot(entries, entries))
-    return exact_margin(len(entries) * energy - _l1(entries) ** 2, spread)
+    return exact_margin(len(entries) * energy - exact.l1(entries) ** 2, spread)
 
 
 def _one_iff_lattice(key: Key) -> float:
@@ -90,7 +85,7 @@ def _one_iff_lattice(key: Key) -> float:
     rounding = _rounding(key.entries)
     is_one = abs(sign_cosine(key.tensor()).item() - 1.0) <= rounding
     return min(
-        iff_margin(_beta(key.entries) == 1, is_lattice),
+        iff_margin(exact.squared_sign_cosine(key.entries) == 1, is_lattice),
         iff_margin(is_one, is_lattice),
         _lattice_identity(key.entries),
     )
@@ -98,7 +93,7 @@ def _one_iff_lattice(key: Key) -> float:
 
 def _one_iff_nonzero_sizes_agree(key: Key) -> float:
     agree = len({abs(x) for x in key.entries if x}) == 1
-    return iff_margin(_beta(key.entries) == 1, agree)
+    return iff_margin(exact.squared_sign_cosine(key.entries) == 1, agree)
 
 
 # --- what is lost ---------------------------------------------------------------------------
@@ -136,12 +131,12 @@ def _residual_formula(case: _Quantized, scale: Fraction) -> float:
     entries = case.key.entries
     energy = exact.dot(entries, entries)
     lost = _residual(entries, scale, _signs(entries)) / energy
-    return exact_margin(lost, 1 - _beta(entries))
+    return exact_margin(lost, 1 - exact.squared_sign_cosine(entries))
 
 
 def _residual_energy(case: _Quantized) -> float:
     entries, d = case.key.entries, len(case.key.entries)
-    best_scale = Fraction(_l1(entries), d)
+    best_scale = Fraction(exact.l1(entries), d)
     best = _residual(entries, best_scale, _signs(entries))
     same_signs = _residual(entries, case.other_scale, _signs(entries)) - best
     is_best = _residual(entries, case.other_scale, case.other_signs) >= best
@@ -150,7 +145,7 @@ def _residual_energy(case: _Quantized) -> float:
     kept = 1.0 - ((key - decoded) / key.abs().max()).square().sum().item() / (
         (key / key.abs().max()).square().sum().item()
     )
-    beta, rounding = float(_beta(entries)), _rounding(entries)
+    beta, rounding = float(exact.squared_sign_cosine(entries)), _rounding(entries)
     return min(
         _residual_formula(case, best_scale),
         exact_margin(same_signs, d * (case.other_scale - best_scale) ** 2),
@@ -162,7 +157,7 @@ def _residual_energy(case: _Quantized) -> float:
 
 def _residual_of_unbiased_scale(case: _Quantized) -> float:
     entries = case.key.entries
-    return _residual_formula(case, Fraction(exact.dot(entries, entries), _l1(entries)))
+    return _residual_formula(case, Fraction(exact.dot(entries, entries), exact.l1(entries)))
 
 
 _TRIED = "integer keys of 1 to 7 entries (generic, sparse, near and on the sign lattice), scaled"

@@ -16,6 +16,7 @@ from gonio.theorems.checks import exact
 from gonio.theorems.checks.cases import (
     IntMatrix,
     IntVector,
+    gaussian,
     generator,
     int_matrices,
     int_vectors,
@@ -27,7 +28,7 @@ from gonio.theorems.checks.check import (
     Mutant,
     bound_margin,
     exact_margin,
-    z_margin,
+    mean_margin,
 )
 
 __all__ = ["CHECKS"]
@@ -59,9 +60,7 @@ def _mean_cosines(case: _Weight) -> torch.Tensor:
     """Mean 1-bit cosine of the rows under each of many Haar rotations."""
     rows = case.tensor()
     size = rows.shape[-1]
-    normal = torch.randn(
-        _ROTATIONS, size, size, dtype=torch.float64, generator=generator(case.seed)
-    )
+    normal = gaussian(_ROTATIONS, size, size, source=generator(case.seed))
     q, r = torch.linalg.qr(normal)
     rotations = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # Haar needs these signs
     return sign_cosine(rows @ rotations.mT).mean(dim=-1)
@@ -71,9 +70,8 @@ def _lift(case: _Weight, factor: float = 1.0) -> float:
     """The mean over rotations is c_d, so that the best one reaches it."""
     cosines = _mean_cosines(case)
     expected = factor * sign_cosine_of_random_direction(len(case.rows[0]))
-    standard_error = cosines.std().item() / math.sqrt(_ROTATIONS)
     return min(
-        z_margin(cosines.mean().item() - expected, standard_error),
+        mean_margin(cosines, expected),
         bound_margin(expected, cosines.max().item(), 1e-12),
     )
 
@@ -110,7 +108,7 @@ def _shared_cosines(case: _Experts) -> list[Fraction]:
         weight = exact.transpose((tuple(factor * x for x in direction),))
         turned = exact.matmul(hadamard, exact.matmul(exact.transpose(frame), weight))
         entries = [row[0] for row in turned]
-        cosines.append(exact.l1(entries) ** 2 / (case.size * exact.dot(entries, entries)))
+        cosines.append(exact.squared_sign_cosine(entries))
     return cosines
 
 
