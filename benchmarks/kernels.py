@@ -1,0 +1,206 @@
+"""Attention on packed codes against torch in bf16, a C kernel in bf16, and the bandwidth of memory.
+
+One decode step: 8 key-value heads, 4 query heads each, one thread. Every result is compared with
+the torch reference before anything is timed. The runs of all contenders alternate, so that a
+ratio is taken within seconds on the same machine in the same mood; the median of the ratios is
+printed with their quartiles. Bandwidth is that of reading as many bytes as the kernel must, taken
+in the same rounds. Exit code 1 when a result is wrong.
+
+Run: python benchmarks/kernels.py [--tokens 131072] [--dims 128 64] [--rounds 9] [--threads 1]
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from gonio.kernels import CodePlan, attention, encode, kernel_status, make_plan, scores
+from gonio.kernels.native import LEVELS, available_levels, native_library
+from gonio.kernels.ops import scores_into
+from gonio.quant.scalar import gaussian_lloyd_max
+
+HEADS, GROUP = 8, 4
+CHECKED = 2048  # tokens whose results are compared with the reference
+LIMITS = {False: 0.02, True: 0.001}  # error of int8 and int16 scores over the scores' deviation
+ATTENTION_LIMIT = 0.02  # relative error of outputs: 8-bit tables, weights and levels
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Codes of unit normal coordinates."""
+
+    plan: CodePlan
+    data: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What operators take."""
+        return self.plan.tensors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=131072)
+    parser.add_argument("--dims", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--level", default=available_levels()[-1])
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    print(f"{kernel_status()}\n{chosen.tokens} tokens, {HEADS} heads x {GROUP} queries,")
+    print(f"{chosen.threads} thread(s), kernels {chosen.level}; ratios: median (quartiles)")
+    for dim in chosen.dims:
+        rng = torch.Generator().manual_seed(dim)
+        run_scores(dim, chosen, rng)
+        run_attention(dim, chosen, rng)
+
+
+def pack(kind: str, widths: list[int], dim: int, tokens: int, rng: torch.Generator) -> Packed:
+    """Unit normal vectors, each coordinate with the widths in turn."""
+    each = torch.tensor(widths).repeat(HEADS * dim // len(widths))
+    levels = torch.cat([gaussian_lloyd_max(int(w)).levels.float() for w in each])
+    plan = make_plan(kind, each, levels, HEADS)
+    parts = []
+    for first in range(0, tokens, 8192):
+        count = min(8192, tokens - first)
+        rows = torch.randn(HEADS * dim, count, generator=rng)
+        parts.append(encode(rows, plan.tensors, kind == "keys", 1, 0, plan.block_bytes, "auto"))
+    return Packed(plan, torch.cat(parts, dim=1))
+
+
+def run_scores(dim: int, chosen: argparse.Namespace, rng: torch.Generator) -> None:
+    tokens, level = chosen.tokens, chosen.level
+    query = torch.randn(1, HEADS, GROUP, dim, generator=rng)
+    keys = torch.randn(HEADS, tokens, dim, generator=rng, dtype=torch.float32)
+    bf16, q16 = keys.bfloat16(), query[0].bfloat16()
+    out16 = torch.empty(HEADS, GROUP, tokens, dtype=torch.bfloat16)
+    out32 = torch.empty(1, HEADS, GROUP, tokens)
+    for name, widths in (("1", [1]), ("2", [2]), ("2 mixed", [4, 2, 1, 1]), ("4", [4])):
+        packed = pack("keys", widths, dim, tokens, rng)
+        for precise in (False, True):
+            check_scores(query, packed, precise, level, f"d={dim}, {name} bits")
+        jobs = {
+            "int8": lambda packed=packed: scores_into(
+                out32, query, packed.data, packed.plan, level=level
+            ),
+            "int16": lambda packed=packed: scores_into(
+                out32, query, packed.data, packed.plan, precise=True, level=level
+            ),
+            "torch bf16": lambda: torch.matmul(q16, bf16.mT, out=out16),
+            "torch fp32": lambda: torch.matmul(query[0], keys.mT, out=out32[0]),
+            "C bf16": lambda: c_bf16(bf16, query, out32),
+            "reading": lambda packed=packed: read(packed.data),
+        }
+        times = alternate(jobs, chosen.rounds)
+        print(f"scores d={dim}, {name} bits ({packed.data.numel() / 1e6:.1f} MB):")
+        for other in ("torch bf16", "torch fp32", "C bf16"):
+            print(f"  int8 {ratio(times[other], times['int8'])} of the speed of {other}")
+        print(f"  int16 {ratio(times['torch bf16'], times['int16'])} of torch bf16")
+        print(f"  int8 takes {ratio(times['int8'], times['reading'])} of reading its codes")
+
+
+def check_scores(query: Tensor, packed: Packed, precise: bool, level: str, name: str) -> None:
+    tokens = min(CHECKED, packed.data.shape[1] * 64)
+    expected = scores(query, packed.data, packed.tensors, tokens, precise, "reference")
+    found = scores(query, packed.data, packed.tensors, tokens, precise, level)
+    error = float((found - expected).square().mean().sqrt() / expected.std())
+    kind = "int16" if precise else "int8"
+    print(f"check {name}, {kind}: error {error:.2e} of the scores' deviation")
+    if not error <= LIMITS[precise]:
+        sys.exit(f"{name}: {kind} scores are off by {error:.2%}, limit {LIMITS[precise]:.2%}")
+
+
+def run_attention(dim: int, chosen: argparse.Namespace, rng: torch.Generator) -> None:
+    tokens, level = chosen.tokens, chosen.level
+    query = torch.randn(1, HEADS, GROUP, dim, generator=rng)
+    scaled = query * dim**-0.5
+    keys = pack("keys", [2], dim, tokens, rng)
+    values = pack("values", [2], dim, tokens, rng)
+
+    def fused(tokens: int, level: str) -> Tensor:
+        data = keys.data, values.data
+        out, _, total = attention(
+            scaled, *data, keys.tensors, values.tensors, None, None, 0.0, tokens, False, level
+        )
+        return out / total[..., None]
+
+    some = min(CHECKED, tokens)
+    error = float(
+        (fused(some, level) - fused(some, "reference")).norm() / fused(some, "reference").norm()
+    )
+    print(f"check d={dim}, attention: relative error {error:.2e}")
+    if not error <= ATTENTION_LIMIT:
+        sys.exit(f"attention is off by {error:.2%}, limit {ATTENTION_LIMIT:.2%}")
+    k16, v16 = (torch.randn(1, HEADS, tokens, dim, generator=rng).bfloat16() for _ in range(2))
+    q16 = query.view(1, HEADS * GROUP, 1, dim).bfloat16()
+    q32, k32, v32 = q16.float(), k16.float(), v16.float()
+    times = alternate(
+        {
+            "fused": lambda: fused(tokens, level),
+            "SDPA bf16": lambda: scaled_dot_product_attention(q16, k16, v16, enable_gqa=True),
+            "SDPA fp32": lambda: scaled_dot_product_attention(q32, k32, v32, enable_gqa=True),
+            "reading": lambda: (read(keys.data), read(values.data)),
+        },
+        chosen.rounds,
+    )
+    total = keys.data.numel() + values.data.numel()
+    print(f"attention d={dim}, keys and values of 2 bits ({total / 1e6:.1f} MB):")
+    for other in ("SDPA bf16", "SDPA fp32"):
+        print(f"  fused {ratio(times[other], times['fused'])} of the speed of {other}")
+    print(f"  fused takes {ratio(times['fused'], times['reading'])} of reading its codes")
+    print(f"  reading: {total / statistics.median(times['reading']) / 1e9:.1f} GB/s")
+
+
+def c_bf16(keys: Tensor, query: Tensor, out: Tensor) -> None:
+    """Scores of bf16 keys by the C yardstick, one thread."""
+    heads, tokens, dim = keys.shape
+    library = native_library()
+    level = LEVELS.index(available_levels()[-1]) if library else -1
+    if library is None or library.gonio_bf16_scores(
+        *(keys.data_ptr(), heads, tokens, dim, query.data_ptr(), GROUP, level, out.data_ptr())
+    ):
+        sys.exit("the C kernel in bf16 needs AVX-512-BF16, and a dim of 64 or 128")
+
+
+def read(data: Tensor) -> None:
+    """Every byte, by one core."""
+    library = native_library()
+    if library is None:
+        data.view(torch.int64).sum()
+    else:
+        library.gonio_read(data.data_ptr(), data.numel(), LEVELS.index(available_levels()[-1]))
+
+
+def alternate(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each job in every round, after one that warms up.
+
+    One thread is timed in processor seconds, which other work on the machine disturbs less.
+    """
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            started = clock()
+            job()
+            if turn:
+                times[name].append(clock() - started)
+    return times
+
+
+def ratio(above: list[float], below: list[float]) -> str:
+    """Median and quartiles of the ratio, round by round."""
+    each = [a / b for a, b in zip(above, below, strict=True)]
+    low, middle, high = statistics.quantiles(each, n=4)
+    return f"{middle:.2f} x ({low:.2f} .. {high:.2f})"
+
+
+if __name__ == "__main__":
+    main()

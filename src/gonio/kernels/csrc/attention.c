@@ -1,0 +1,332 @@
+/* Attention on packed keys and values in one pass: scores of a tile, running softmax, values. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gonio_kernels.h"
+
+#if GONIO_X86
+#include <immintrin.h>
+#endif
+
+#define LANES 16 /* partial sums of weights */
+
+/* a * b + c, in one instruction where the target has it. */
+INLINE float multiply_add(float a, float b, float c, const int fused) {
+    return fused ? __builtin_fmaf(a, b, c) : a * b + c;
+}
+
+/* exp of x <= 0 within 2e-7 of itself; 0 below -87. Plain arithmetic, which compilers vectorize. */
+INLINE float exp_negative(float x, const int fused) {
+    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers */
+    float y = x < -87.0f ? -87.0f : x;
+    float power = multiply_add(y, 1.44269504f, shift, fused), whole = power - shift;
+    float r = multiply_add(whole, -0.693359375f, y, fused);
+    r = multiply_add(whole, 2.12194440e-4f, r, fused);
+    float p = 1.9875691500e-4f;
+    p = multiply_add(p, r, 1.3981999507e-3f, fused);
+    p = multiply_add(p, r, 8.3334519073e-3f, fused);
+    p = multiply_add(p, r, 4.1665795894e-2f, fused);
+    p = multiply_add(p, r, 1.6666665459e-1f, fused);
+    p = multiply_add(p, r, 5.0000001201e-1f, fused);
+    p = multiply_add(p, r * r, r + 1.0f, fused);
+    int32_t bits;
+    memcpy(&bits, &power, sizeof bits);
+    bits = (int32_t)(((uint32_t)bits - 0x4B400000u + 127u) << 23);
+    float scale;
+    memcpy(&scale, &bits, sizeof scale);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
+/* Turns scores into weights exp(score - max) in place, max being the largest so far, `most` that of
+ * the tile; returns what earlier weights must be multiplied by. */
+INLINE float soften(float *score, int count, float most, float *max, float *total,
+                    const int fused) {
+    float now = most > *max ? most : *max, sum[LANES] = {0};
+    if (now == -INFINITY) { /* everything so far is masked */
+        memset(score, 0, (size_t)count * sizeof *score);
+        return 1.0f;
+    }
+    for (int i = 0; i < count; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            score[i + k] = exp_negative(score[i + k] - now, fused);
+            sum[k] += score[i + k];
+        }
+    float factor = *max == -INFINITY ? 0.0f : exp_negative(*max - now, fused);
+    *total *= factor;
+    for (int k = 0; k < LANES; k++) *total += sum[k];
+    *max = now;
+    return factor;
+}
+
+INLINE void multiply(float *sums, int64_t count, const float *factor) {
+    for (int64_t i = 0; i < count; i += GROUP)
+        for (int g = 0; g < GROUP; g++) sums[i + g] *= factor[g];
+}
+
+INLINE void to_float(const int32_t *found, float scale, float bias, float *score) {
+    for (int i = 0; i < BLOCK; i++) score[i] = (float)found[i] * scale + bias;
+}
+
+static float largest_portable(const float *x, int count) {
+    float most = -INFINITY;
+    for (int i = 0; i < count; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+#if GONIO_X86 /* compilers turn sums into vectors, but not strict maxima */
+AVX2_TARGET static float largest_avx2(const float *x, int count) {
+    __m256 most = _mm256_set1_ps(-INFINITY);
+    for (int i = 0; i < count; i += 8) most = _mm256_max_ps(most, _mm256_loadu_ps(x + i));
+    float each[8];
+    _mm256_storeu_ps(each, most);
+    return largest_portable(each, 8);
+}
+
+AVX512_TARGET static float largest_avx512(const float *x, int count) {
+    __m512 most = _mm512_set1_ps(-INFINITY);
+    for (int i = 0; i < count; i += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(x + i));
+    return _mm512_reduce_max_ps(most);
+}
+#endif
+
+/* The loops above for one instruction set. */
+typedef struct {
+    float (*soften)(float *, int, float, float *, float *);
+    void (*multiply)(float *, int64_t, const float *);
+    void (*to_float)(const int32_t *, float, float, float *);
+    float (*largest)(const float *, int);
+} loops;
+
+#define MAKE_LOOPS(name, target, fused)                                                           \
+    target static float soften_##name(float *s, int n, float o, float *m, float *t) {             \
+        return soften(s, n, o, m, t, fused);                                                      \
+    }                                                                                             \
+    target static void multiply_##name(float *s, int64_t n, const float *f) { multiply(s, n, f); } \
+    target static void to_float_##name(const int32_t *f, float s, float b, float *o) {            \
+        to_float(f, s, b, o);                                                                     \
+    }                                                                                             \
+    static const loops loops_##name = {soften_##name, multiply_##name, to_float_##name,           \
+                                       largest_##name};
+
+MAKE_LOOPS(portable, , 0)
+#if GONIO_X86
+MAKE_LOOPS(avx2, AVX2_TARGET, 1)
+MAKE_LOOPS(avx512, AVX512_TARGET, 1)
+#endif
+
+static const loops *loops_for(enum level level) {
+#if GONIO_X86
+    if (level == AVX512) return &loops_avx512;
+    if (level == AVX2) return &loops_avx2;
+#endif
+    (void)level;
+    return &loops_portable;
+}
+
+/* What a call is about; the same for every head. */
+typedef struct {
+    const plan *keys, *values;
+    const uint8_t *key_data, *value_data;
+    int64_t blocks, tokens, rows;
+    const float *mask; /* [batch][mask_rows][tokens], added to scores; NULL for none */
+    int64_t mask_rows, first, last;
+    float softcap; /* 0 for none */
+    int precise;
+    enum level level;
+    const loops *loops;
+    score_block *score;
+    add_values *add;
+} call;
+
+/* Up to four query rows of one head. */
+typedef struct {
+    query_tables tables;
+    float *sums; /* [value dim][PARTS][GROUP] */
+    float max[GROUP], total[GROUP];
+    int64_t row; /* of the first */
+} group;
+
+static const float *mask_row(const call *c, int64_t batch, int64_t row) {
+    return c->mask + (batch * c->mask_rows + row % c->mask_rows) * c->tokens;
+}
+
+static int is_masked(const call *c, const group *g, int64_t batch, int64_t from, int64_t to) {
+    if (!c->mask) return 0;
+    for (int r = 0; r < g->tables.rows; r++) {
+        const float *mask = mask_row(c, batch, g->row + r);
+        for (int64_t t = from; t < to; t++)
+            if (mask[t] > -INFINITY) return 0;
+    }
+    return 1;
+}
+
+/* Scores of the tokens `from` to `to`, capped and masked; tokens that do not exist get -infinity. */
+static void score_tile(const call *c, const group *g, int64_t batch, const head_plan *head,
+                       int64_t block, value_tile *tile) {
+    size_t stride = (size_t)c->keys->block_bytes;
+    const uint8_t *words = c->key_data + (size_t)(batch * c->blocks + block) * stride + head->offset;
+    int64_t from = block * BLOCK, left = c->tokens - from;
+    int count = tile->blocks * BLOCK, exist = left < count ? (int)left : count;
+    for (int b = 0; b < tile->blocks; b++, words += stride) {
+        int32_t found[GROUP][BLOCK] __attribute__((aligned(64)));
+        c->score(&g->tables, words, stride, found);
+        for (int r = 0; r < tile->rows; r++)
+            c->loops->to_float(found[r], g->tables.scale[r], g->tables.bias[r],
+                               tile->weights[r] + b * BLOCK);
+    }
+    for (int r = 0; r < tile->rows; r++) {
+        float *score = tile->weights[r];
+        if (c->softcap > 0)
+            for (int i = 0; i < exist; i++) score[i] = c->softcap * tanhf(score[i] / c->softcap);
+        if (c->mask) {
+            const float *mask = mask_row(c, batch, g->row + r) + from;
+            for (int i = 0; i < exist; i++) score[i] += mask[i];
+        }
+        for (int i = exist; i < count; i++) score[i] = -INFINITY;
+    }
+}
+
+/* From a head of a tile to the next one, or to the first of the next tile. */
+static size_t next_head(const plan *p, int64_t index) {
+    int64_t here = p->head[index].offset;
+    int64_t next = index + 1 < p->heads ? p->head[index + 1].offset : TILE_BLOCKS * p->block_bytes;
+    return (size_t)(next - here);
+}
+
+static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, int64_t block,
+                        int blocks) {
+    value_tile tile;
+    tile.rows = g->tables.rows;
+    tile.blocks = blocks;
+    tile.ahead = next_head(c->values, index);
+    int64_t to = (block + blocks) * BLOCK;
+    if (is_masked(c, g, batch, block * BLOCK, to < c->tokens ? to : c->tokens)) return;
+    score_tile(c, g, batch, c->keys->head + index, block, &tile);
+    float factor[GROUP] = {1.0f, 1.0f, 1.0f, 1.0f};
+    int count = blocks * BLOCK, is_changed = 0;
+    for (int r = 0; r < tile.rows; r++) {
+        float most = c->loops->largest(tile.weights[r], count);
+        factor[r] = c->loops->soften(tile.weights[r], count, most, g->max + r, g->total + r);
+        is_changed |= factor[r] != 1.0f;
+    }
+    if (is_changed) c->loops->multiply(g->sums, c->values->dim * PARTS * GROUP, factor);
+    const head_plan *head = c->values->head + index;
+    size_t stride = (size_t)c->values->block_bytes;
+    c->add(c->values, head, c->value_data + (size_t)(batch * c->blocks + block) * stride + head->offset,
+           stride, &tile, g->sums);
+}
+
+/* All heads of a sequence, tile by tile: memory is read in the order in which it lies. */
+static void attend_sequence(const call *c, group *groups, int64_t count, int64_t batch) {
+    for (int64_t block = c->first; block < c->last; block += TILE_BLOCKS) {
+        int64_t left = c->last - block;
+        for (int64_t i = 0; i < c->keys->heads * count; i++)
+            attend_tile(c, groups + i, batch, i / count, block,
+                        (int)(left < TILE_BLOCKS ? left : TILE_BLOCKS));
+    }
+}
+
+static void free_groups(group *groups, int64_t count) {
+    for (int64_t i = 0; groups && i < count; i++) {
+        tables_free(&groups[i].tables);
+        free(groups[i].sums);
+    }
+    free(groups);
+}
+
+/* One group of rows of a head, its query rows beginning at `query` and their biases at `bias`. */
+static int start_group(const call *c, group *g, int64_t index, const float *query,
+                       const float *bias) {
+    const head_plan *head = c->keys->head + index;
+    int64_t left = c->rows - g->row;
+    size_t bytes = (size_t)(c->values->dim * PARTS * GROUP) * sizeof *g->sums;
+    g->sums = aligned_alloc(64, bytes);
+    if (!g->sums || tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
+    g->tables.ahead = next_head(c->keys, index);
+    tables_fill(&g->tables, head, c->keys, query + g->row * c->keys->dim,
+                (int)(left < GROUP ? left : GROUP), c->level);
+    for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
+    memset(g->sums, 0, bytes);
+    for (int r = 0; r < GROUP; r++) g->max[r] = -INFINITY;
+    return 0;
+}
+
+/* The groups of all heads of a sequence, `count` for each head. */
+static group *start_groups(const call *c, int64_t count, const float *query, const float *bias) {
+    int64_t all = c->keys->heads * count;
+    group *groups = calloc((size_t)all, sizeof *groups);
+    for (int64_t i = 0; groups && i < all; i++) {
+        int64_t index = i / count, rows = index * c->rows;
+        groups[i].row = i % count * GROUP;
+        if (start_group(c, groups + i, index, query + rows * c->keys->dim,
+                        bias ? bias + rows : NULL)) {
+            free_groups(groups, all);
+            return NULL;
+        }
+    }
+    return groups;
+}
+
+/* `units` of the sums, NULL for 1. */
+static void finish(const group *g, int64_t dim, const float *units, float *out, float *max,
+                   float *total) {
+    for (int r = 0; r < g->tables.rows; r++) {
+        max[r] = g->max[r];
+        total[r] = g->total[r];
+        for (int64_t j = 0; j < dim; j++) {
+            float sum = 0;
+            for (int k = 0; k < PARTS; k++) sum += g->sums[(j * PARTS + k) * GROUP + r];
+            out[r * dim + j] = units ? sum * units[j] : sum;
+        }
+    }
+}
+
+/* Attention over the tokens of blocks first to last.
+ *
+ * query [batch][heads][rows][key dim], already scaled, in the coordinates of the keys; bias
+ * [batch][heads][rows] is added to the scores of every token, NULL for none; mask as in `call`. out [batch][heads][rows][value dim] is the sum of exp(score - max) times the value, in
+ * the coordinates of the values; max and total [batch][heads][rows], -infinity and 0 where no
+ * token is visible. Returns 0, or -1 without memory.
+ */
+EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *key_data,
+                           const uint8_t *value_data, int64_t batch, int64_t blocks, int64_t tokens,
+                           const float *query, int64_t rows, const float *bias, const float *mask,
+                           int64_t mask_rows,
+                           float softcap, int64_t first, int64_t last, int precise, int level,
+                           float *out, float *max, float *total) {
+    enum level chosen = (enum level)level;
+    call c = {.keys = keys,
+              .values = values,
+              .key_data = key_data,
+              .value_data = value_data,
+              .blocks = blocks,
+              .tokens = tokens,
+              .rows = rows,
+              .mask = mask,
+              .mask_rows = mask_rows,
+              .first = first,
+              .last = last,
+              .softcap = softcap,
+              .precise = precise,
+              .level = chosen,
+              .loops = loops_for(chosen),
+              .score = score_block_for(chosen, precise),
+              .add = add_values_for(chosen, precise)};
+    int64_t count = (rows + GROUP - 1) / GROUP, all = keys->heads * count;
+    for (int64_t b = 0; b < batch; b++) {
+        int64_t start = b * keys->heads * rows; /* first row of the sequence */
+        group *groups =
+            start_groups(&c, count, query + start * keys->dim, bias ? bias + start : NULL);
+        if (!groups) return -1;
+        attend_sequence(&c, groups, count, b);
+        for (int64_t i = 0; i < all; i++) {
+            int64_t index = i / count, row = start + index * rows + groups[i].row;
+            const float *units =
+                chosen == AVX512 && !precise ? values->units + index * values->dim : NULL;
+            finish(groups + i, values->dim, units, out + row * values->dim, max + row, total + row);
+        }
+        free_groups(groups, all);
+    }
+    return 0;
+}

@@ -1,0 +1,127 @@
+/* Attention on packed codes: shared types.
+ *
+ * Tokens are stored in blocks of 64. A block holds every key-value head in turn; head h of a block
+ * begins at byte head[h].offset. Coordinates of 1 to 4 bits share nibbles (up to four in one);
+ * coordinates of 5 to 8 bits take a byte each.
+ *
+ * Keys: 32-bit words, 64 of them (one per token) side by side. Word w of a token holds nibbles 8w to
+ * 8w + 7, lowest first; after the nibble words come words of four whole bytes each.
+ * Values: planes of 64 bytes, one per token. Plane p holds nibbles 2p (low) and 2p + 1 (high); after
+ * the nibble planes come planes of one byte per coordinate.
+ *
+ * Nibbles and wide coordinates of a head are padded to whole words or planes; padding has no
+ * coordinate (dimension -1), levels of zero and codes of zero.
+ */
+#ifndef GONIO_KERNELS_H
+#define GONIO_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define BLOCK 64      /* tokens of a block */
+#define SLOTS 4       /* coordinates that a nibble can hold */
+#define NIBBLE 16     /* values of a nibble */
+#define BYTE 256      /* values of a byte */
+#define GROUP 4       /* query rows that share one reading of the codes */
+#define PARTS 4       /* partial sums kept for each output coordinate and row */
+#define TILE_BLOCKS 8 /* blocks whose weights are computed before values are read */
+#define TILE (TILE_BLOCKS * BLOCK)
+
+/* GONIO_PORTABLE_ONLY builds what other processors get. */
+#if defined(__x86_64__) && !defined(GONIO_PORTABLE_ONLY)
+#define GONIO_X86 1
+#define AVX2_TARGET __attribute__((target("avx2,fma")))
+#define AVX512_TARGET                                                                             \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni,"    \
+                          "avx512bf16")))
+#else
+#define GONIO_X86 0
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define EXPORT __attribute__((visibility("default")))
+
+enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+
+typedef struct {
+    int64_t first_nibble, nibbles; /* into dims, shifts, levels; a multiple of 8 (keys), 2 (values) */
+    int64_t first_wide, wides;     /* into wide_*; a multiple of 4 for keys */
+    int64_t offset;                /* bytes from the start of a block */
+} head_plan;
+
+typedef struct {
+    int64_t heads, dim; /* dim: coordinates of a head */
+    int64_t block_bytes;
+    const head_plan *head;
+    const int32_t *dims;           /* [nibbles][SLOTS], coordinate in the head or -1 */
+    const int32_t *shifts;         /* [nibbles][SLOTS], place of the code in its nibble */
+    const float *levels;           /* [nibbles][SLOTS][NIBBLE], by the whole nibble */
+    const int8_t *levels_int8;     /* [nibbles][SLOTS][4 * NIBBLE], in units, the same four times */
+    const int32_t *wide_dims;      /* [wides] */
+    const int32_t *wide_bits;      /* [wides], 5 to 8 */
+    const float *wide_levels;      /* [wides][BYTE] */
+    const uint16_t *wide_bf16;     /* [wides][BYTE] */
+    const float *units;            /* [heads][dim], of int8 levels; 1 for wide coordinates */
+} plan;
+
+/* Integer tables of one head and up to four query rows: a score is bias + scale * sum of
+ * weight * entry. Without `precise` entries have 8 bits and each nibble a weight of its own, so
+ * that small coordinates keep their precision; with it entries have 16 bits and weights are 1. */
+typedef struct {
+    int rows, precise;
+    int64_t nibbles, wides;
+    const int32_t *wide_bits;
+    int16_t *entries;      /* [rows][nibbles][NIBBLE] */
+    uint8_t *weights;      /* [rows][nibbles] */
+    int16_t *wide_entries; /* [rows][wides][BYTE] */
+    uint8_t *wide_weights; /* [rows][wides] */
+    void *arranged;        /* the same in the order that a level's kernel reads */
+    size_t ahead; /* how many bytes further on codes will be read soon, to fetch them early */
+    float scale[GROUP], bias[GROUP];
+} query_tables;
+
+/* Tables (tables.c). Both return 0, or -1 without memory. */
+int tables_allocate(query_tables *tables, const head_plan *head, const plan *keys, int precise,
+                    enum level level);
+void tables_free(query_tables *tables);
+void tables_fill(query_tables *tables, const head_plan *head, const plan *keys, const float *query,
+                 int rows, enum level level);
+
+/* Integer scores of one block: out[row][token]. The next block begins `stride` bytes later. */
+typedef void score_block(const query_tables *tables, const uint8_t *words, size_t stride,
+                         int32_t (*out)[BLOCK]);
+score_block *score_block_for(enum level level, int precise);
+void score_block_portable(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
+void score_block_avx2(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
+void score_block_avx512(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
+void score_block_avx512_precise(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
+size_t arranged_bytes(int64_t nibbles, int64_t wides, int precise, enum level level);
+void arrange_avx2(query_tables *tables);
+void arrange_avx512(query_tables *tables);
+
+/* The weights of a tile's tokens. Bytes are in units of `unit` of their row: high alone, or where a
+ * row of the tile has few heavy tokens (is_split) 256 high + low. */
+typedef struct {
+    int rows, blocks, is_split;
+    size_t ahead; /* as in query_tables */
+    float weights[GROUP][TILE] __attribute__((aligned(64)));
+    float unit[GROUP];
+    uint8_t high[GROUP][TILE] __attribute__((aligned(64)));
+    uint8_t low[GROUP][TILE] __attribute__((aligned(64)));
+    uint16_t even[GROUP][TILE / 2] __attribute__((aligned(64))); /* bf16, tokens 0, 2, ... */
+    uint16_t odd[GROUP][TILE / 2] __attribute__((aligned(64)));
+} value_tile;
+
+/* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart; the
+ * AVX-512 kernel leaves them in units of the plan. */
+typedef void add_values(const plan *values, const head_plan *head, const uint8_t *planes,
+                        size_t stride, value_tile *tile, float *sums);
+add_values *add_values_for(enum level level, int precise);
+void add_values_portable(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
+                         float *);
+void add_values_avx2(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
+                     float *);
+void add_values_avx512(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
+                       float *);
+
+#endif

@@ -1,0 +1,185 @@
+"""The compiled kernels behind ctypes: which level runs here, or why none does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gonio.errors import SettingError
+from gonio.kernels.build import BuildError, build_library
+from gonio.kernels.layout import CodePlan
+
+__all__ = [
+    "LEVELS",
+    "KernelStatus",
+    "available_levels",
+    "compute_level",
+    "kernel_status",
+    "native_call",
+    "native_library",
+    "plan_pointer",
+    "pointer",
+    "resolve_level",
+]
+
+LEVELS = ("portable", "avx2", "avx512")  # as in csrc/gonio_kernels.h
+REFERENCE = "reference"
+VARIABLE = "GONIO_KERNELS"
+
+_INT, _LONG, _FLOAT, _POINTER = (*(ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p),)
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "gonio_best_level": (_INT, []),
+    "gonio_scores": (
+        _INT,
+        [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] + [_LONG] * 3 + [_INT] * 2 + [_POINTER],
+    ),
+    "gonio_attention": (
+        _INT,
+        [_POINTER] * 4
+        + [_LONG] * 3
+        + [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _FLOAT]
+        + [_LONG] * 2
+        + [_INT] * 2
+        + [_POINTER] * 3,
+    ),
+    "gonio_encode": (
+        None,
+        [_POINTER, _INT, _POINTER] + [_LONG] * 4 + [_POINTER] * 3 + [_LONG, _INT],
+    ),
+    "gonio_decode": (None, [_POINTER, _INT, _POINTER] + [_LONG] * 3 + [_POINTER]),
+    "gonio_read": (ctypes.c_uint64, [_POINTER, _LONG, _INT]),
+    "gonio_bf16_scores": (
+        _INT,
+        [_POINTER] + [_LONG] * 3 + [_POINTER, _LONG, _INT, _POINTER],
+    ),
+}
+
+
+class _Plan(ctypes.Structure):
+    """``plan`` of csrc/gonio_kernels.h."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("heads", "dim", "block_bytes")),
+        *(
+            (name, _POINTER)
+            for name in (
+                *("head", "dims", "shifts", "levels", "levels_int8"),
+                *("wide_dims", "wide_bits", "wide_levels", "wide_bf16", "units"),
+            )
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class KernelStatus:
+    """What computes attention on packed codes.
+
+    Attributes:
+        level: ``avx512``, ``avx2`` or ``portable`` (compiled C), or ``reference`` (torch).
+        reason: Why it is no higher than that; empty when nothing is amiss.
+        library: Path of the compiled library, None without one.
+    """
+
+    level: str
+    reason: str
+    library: str | None
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str, str | None]:
+    """The library, or why there is none, and its path; compiled at most once in a process."""
+    try:
+        path = build_library()
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (BuildError, OSError, AttributeError) as error:
+        return None, str(error), None
+    return library, "", str(path)
+
+
+def native_library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where they cannot be compiled or loaded."""
+    return _load()[0]
+
+
+def available_levels() -> tuple[str, ...]:
+    """Levels that this machine can run, slowest first."""
+    library = native_library()
+    return (REFERENCE, *(LEVELS[: library.gonio_best_level() + 1] if library else ()))
+
+
+def kernel_status() -> KernelStatus:
+    """Which kernels run here, or why torch computes in their place."""
+    library, reason, path = _load()
+    best = available_levels()[-1]
+    level = resolve_level("auto")
+    if level != best:
+        reason = f"{VARIABLE}={level} asks for it; {best} is available"
+    elif library and best != LEVELS[-1]:
+        reason = f"this processor has no {LEVELS[LEVELS.index(best) + 1]} (see docs/kernels.md)"
+    return KernelStatus(level, reason, path)
+
+
+def resolve_level(level: str) -> str:
+    """A level that can run: the one named, or for ``auto`` $GONIO_KERNELS or the best.
+
+    Raises:
+        SettingError: It is unknown or cannot run on this machine.
+    """
+    available = available_levels()
+    if level == "auto":
+        level = os.environ.get(VARIABLE) or available[-1]
+    if level not in available:
+        raise SettingError(
+            f"kernels of level {level!r} cannot run here; available: {', '.join(available)}"
+            + (f"\n{_load()[1]}" if _load()[1] else "")
+        )
+    return level
+
+
+def compute_level(level: str, tensor: Tensor) -> str:
+    """What computes for a tensor: the compiled kernels know the CPU only."""
+    return REFERENCE if tensor.device.type != "cpu" else resolve_level(level)
+
+
+def native_call(name: str, *arguments: Any) -> None:
+    """Call a compiled function whose result is void, or 0 unless memory ran out.
+
+    Raises:
+        MemoryError: The kernels cannot allocate their tables.
+    """
+    if getattr(native_library(), name)(*arguments):
+        raise MemoryError(f"{name} cannot allocate its tables")
+
+
+@contextmanager
+def plan_pointer(plan: CodePlan) -> Iterator[Any]:
+    """A pointer to the plan as C sees it, valid inside the block."""
+    fields = plan.tensors[:10]
+    numbers = (plan.heads, plan.dim, plan.block_bytes)
+    yield ctypes.byref(_Plan(*numbers, *(tensor.data_ptr() for tensor in fields)))
+
+
+def pointer(tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+    """Address of a contiguous CPU tensor's data.
+
+    Raises:
+        SettingError: The tensor is not contiguous, of another dtype, or not on the CPU.
+    """
+    if tensor is None:
+        return None
+    if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise SettingError(
+            f"kernels read contiguous {dtype} on the CPU, found {tensor.dtype} on {tensor.device}"
+        )
+    return tensor.data_ptr()

@@ -1,0 +1,55 @@
+"""Plans with every mix of widths, and queries for them."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from gonio.kernels import CodePlan, available_levels, make_plan
+
+MIXES = {
+    "none": [0],
+    "1": [1],
+    "2": [2],
+    "3": [3],
+    "4": [4],
+    "narrow": [0, 1, 2, 3, 4],
+    "wide": [5, 6, 7, 8],
+    "all": list(range(9)),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Random codebooks of random widths, their plans, and what they mean by themselves."""
+
+    heads: int
+    dim: int
+    widths: Tensor
+    levels: Tensor
+
+    def plan(self, kind: str) -> CodePlan:
+        return make_plan(kind, self.widths, self.levels, self.heads)
+
+    def nearest(self, rows: Tensor) -> Tensor:
+        """The nearest level of each coordinate, by looking at every level."""
+        books = self.levels.split((1 << self.widths).tolist())
+        picked = [
+            (row[:, None] - book).abs().argmin(1) for row, book in zip(rows, books, strict=True)
+        ]
+        return torch.stack([book[at] for book, at in zip(books, picked, strict=True)])
+
+
+def make_layer(mix: str, heads: int, dim: int, rng: torch.Generator) -> Layer:
+    """A layer whose widths are drawn from a mix."""
+    choices = torch.tensor(MIXES[mix])
+    widths = choices[torch.randint(len(choices), (heads * dim,), generator=rng)]
+    books = [torch.randn(1 << int(w), generator=rng).sort().values for w in widths]
+    return Layer(heads, dim, widths, torch.cat(books))
+
+
+@pytest.fixture(params=[level for level in available_levels() if level != "reference"])
+def level(request: pytest.FixtureRequest) -> str:
+    """Every compiled level this machine can run, in turn."""
+    return request.param

@@ -1,0 +1,82 @@
+"""Compiling at first use, and a package that works and says why where that fails."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gonio.errors import SettingError
+from gonio.kernels import build, kernel_status, native
+from gonio.kernels.build import BuildError, build_library, find_compiler, source_files
+
+HAS_COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    """A cache folder without a library, and a fresh view of it."""
+    monkeypatch.setenv("GONIO_CACHE", str(tmp_path))
+    native._load.cache_clear()
+    yield tmp_path / "kernels"
+    native._load.cache_clear()
+
+
+def test_the_sources_are_part_of_the_package():
+    names = {path.name for path in source_files()}
+    assert {"gonio_kernels.h", "scores.c", "attention.c", "codes.c"} <= names
+    assert not any("fast-math" in flag for flag in build.FLAGS)
+
+
+def test_without_a_compiler_torch_computes_and_the_status_says_so(empty_cache, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    status = kernel_status()
+    assert status.level == "reference"
+    assert status.library is None
+    assert "no C compiler found (looked for no-such-compiler)" in status.reason
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+def test_a_failed_compilation_is_remembered_and_says_why(empty_cache, tmp_path, monkeypatch):
+    broken = tmp_path / "broken.c"
+    broken.write_text("this is not C\n")
+    monkeypatch.setattr(build, "source_files", lambda: [broken])
+    with pytest.raises(BuildError, match=r"cannot compile the kernels: .*broken\.c"):
+        build_library()
+    monkeypatch.setattr(build, "_compile", None)  # would fail if it were called again
+    with pytest.raises(BuildError, match="tried before; to try again, remove"):
+        build_library()
+    assert not list(empty_cache.glob("*.so"))
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+def test_two_that_ask_at_once_share_one_compilation(empty_cache, tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    wrapper = tmp_path / "counting-cc"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {log}\nexec {find_compiler().path} "$@"\n')
+    wrapper.chmod(0o755)
+    small = tmp_path / "small.c"
+    small.write_text("int gonio_small(void) { return 3; }\n")
+    monkeypatch.setenv("CC", str(wrapper))
+    monkeypatch.setattr(build, "source_files", lambda: [small])
+    with ThreadPoolExecutor(2) as pool:
+        libraries = set(pool.map(lambda _: build_library(), range(2)))
+    assert len(libraries) == 1
+    assert sum("-shared" in line for line in log.read_text().splitlines()) == 1
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+def test_it_compiles_for_processors_without_vectors(empty_cache, monkeypatch):
+    """As on ARM: the same functions, and the portable level is the best."""
+    flags = ("-DGONIO_PORTABLE_ONLY", "-Wall", "-Wextra", "-Werror", *build.FLAGS, "-O1")
+    monkeypatch.setattr(build, "FLAGS", flags)
+    status = kernel_status()
+    assert status.level == "portable"
+    assert status.reason == "this processor has no avx2 (see docs/kernels.md)"
+
+
+def test_a_level_can_be_asked_for(monkeypatch):
+    monkeypatch.setenv("GONIO_KERNELS", "reference")
+    assert kernel_status().level == "reference"
+    monkeypatch.setenv("GONIO_KERNELS", "abacus")
+    with pytest.raises(SettingError, match="level 'abacus' cannot run here"):
+        kernel_status()

@@ -1,0 +1,200 @@
+"""Every compiled level computes what the torch reference does, for every shape and mix of bits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gonio.errors import SettingError, ShapeError
+from gonio.kernels import (
+    attention,
+    available_levels,
+    decode,
+    encode,
+    kernel_status,
+    merge_attention,
+    scores,
+)
+
+from .conftest import MIXES, make_layer
+
+COMPILED = [level for level in available_levels() if level != "reference"]
+LENGTHS = [0, 1, 63, 64, 65, 511, 513, 700]
+SHAPES = st.tuples(
+    st.sampled_from(sorted(MIXES)),
+    st.integers(1, 3),  # heads
+    st.integers(1, 40),  # dim
+    st.integers(1, 2),  # batch
+    st.integers(1, 9),  # rows
+    st.sampled_from(LENGTHS),
+    st.integers(0, 2**31),
+)
+
+if not COMPILED:
+    pytest.skip(f"no compiled kernels: {kernel_status().reason}", allow_module_level=True)
+
+
+def case(shape):
+    mix, heads, dim, batch, rows, tokens, seed = shape
+    rng = torch.Generator().manual_seed(seed)
+    layer = make_layer(mix, heads, dim, rng)
+    query = torch.randn(batch, heads, rows, dim, generator=rng)
+    vectors = torch.randn(heads * dim, batch * tokens, generator=rng)
+    return layer, query, vectors, rng
+
+
+def pack(layer, kind, vectors, batch, skip=0, level="reference"):
+    plan = layer.plan(kind)
+    return encode(vectors, plan.tensors, kind == "keys", batch, skip, plan.block_bytes, level)
+
+
+@settings(max_examples=40)
+@given(shape=SHAPES, skip=st.integers(0, 130), kind=st.sampled_from(["keys", "values"]))
+def test_codes_and_levels_are_equal_to_the_byte(shape, skip, kind):
+    layer, query, vectors, _ = case(shape)
+    plan, batch, tokens = layer.plan(kind), len(query), shape[5]
+    expected = pack(layer, kind, vectors, batch, skip)
+    whole = pack(layer, kind, vectors, batch)
+    rows = decode(whole, plan.tensors, kind == "keys", tokens, "reference")
+    for level in COMPILED:
+        assert torch.equal(pack(layer, kind, vectors, batch, skip, level), expected)
+        assert torch.equal(decode(whole, plan.tensors, kind == "keys", tokens, level), rows)
+
+
+@settings(max_examples=40)
+@given(shape=SHAPES, precise=st.booleans())
+def test_scores_are_equal_between_levels_and_near_the_reference(shape, precise):
+    layer, query, vectors, _ = case(shape)
+    plan, tokens = layer.plan("keys"), shape[5]
+    data = pack(layer, "keys", vectors, len(query))
+    exact = scores(query, data, plan.tensors, tokens, False, "reference")
+    found = [scores(query, data, plan.tensors, tokens, precise, level) for level in COMPILED]
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+    # Half a step of the coarsest table entry for each nibble, in the worst case.
+    step = 1 / 32767 if precise else 1 / 127
+    ranges = (query.abs() @ levels_range(layer)).flatten(0, 2)
+    limit = (ranges * step).amax() + 1e-5 if len(ranges) else 0
+    assert ((found[0] - exact).abs() <= limit).all()
+
+
+def levels_range(layer):
+    """Distance between the first and last level of each coordinate, ``(heads, dim, 1)``."""
+    books = layer.levels.split((1 << layer.widths).tolist())
+    return torch.stack([b[-1] - b[0] for b in books]).view(layer.heads, layer.dim, 1)
+
+
+@pytest.mark.parametrize("bits", ["1", "2", "4", "narrow", "wide"])
+def test_errors_of_scores_stay_within_their_limits(bits, level, rng):
+    """2 % of the scores' deviation for 8-bit tables, 0.1 % for 16-bit ones."""
+    layer = make_layer(bits, 2, 64, rng)
+    query = torch.randn(1, 2, 4, 64, generator=rng)
+    data = pack(layer, "keys", torch.randn(128, 2048, generator=rng), 1)
+    plan = layer.plan("keys").tensors
+    exact = scores(query, data, plan, 2048, False, "reference")
+    for precise, limit in ((False, 0.02), (True, 0.001)):
+        error = scores(query, data, plan, 2048, precise, level) - exact
+        assert error.square().mean().sqrt() <= limit * exact.std()
+
+
+@settings(max_examples=60)
+@given(
+    shape=SHAPES,
+    sharpness=st.sampled_from([0.0, 0.3, 3.0]),
+    softcap=st.sampled_from([0.0, 2.0]),
+    masked=st.booleans(),
+)
+def test_attention_is_that_of_the_reference(shape, sharpness, softcap, masked):
+    layer, query, vectors, rng = case(shape)
+    batch, rows, tokens = len(query), shape[4], shape[5]
+    query = query * sharpness
+    bias = torch.randn(batch, layer.heads, rows, generator=rng) if softcap else None
+    mask = None
+    if masked:
+        mask_rows = next(n for n in (3, 2, 1) if rows % n == 0)
+        seen = torch.rand(batch, mask_rows, tokens, generator=rng) > 0.3
+        seen[:, :, : tokens // 2] &= bool(tokens % 2)  # whole tiles that nobody sees
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    keys, values = (pack(layer, kind, vectors, batch) for kind in ("keys", "values"))
+    arguments = (
+        *(query, keys, values, layer.plan("keys").tensors, layer.plan("values").tensors),
+        *(bias, mask, softcap, tokens),
+    )
+    expected = attention(*arguments, False, "reference")
+    for level in COMPILED:
+        for precise, limit in ((False, 0.06), (True, 1e-3)):
+            found = attention(*arguments, precise, level)
+            assert torch.equal(found[2] == 0, expected[2] == 0)
+            # Errors of scores act as factors of weights: relative to the values' size.
+            error = (normalized(found) - normalized(expected)).abs().max() if tokens else 0
+            assert error <= limit * (1 + sharpness * layer.dim**0.5) * layer.levels.abs().max()
+
+
+def normalized(found):
+    out, _, total = found
+    return torch.where(total[..., None] > 0, out / total[..., None], 0)
+
+
+def test_few_heavy_tokens_do_not_drown_the_many(level, rng):
+    """One token of weight 1 among 511 of 1/700: bytes alone would round those to nothing."""
+    layer = make_layer("2", 1, 32, rng)
+    vectors = torch.randn(32, 512, generator=rng)
+    mask = torch.full((1, 1, 512), -6.55)
+    mask[0, 0, 100] = 0
+    keys, values = (pack(layer, kind, vectors, 1) for kind in ("keys", "values"))
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    query = torch.zeros(1, 1, 1, 32)
+    expected, found = (
+        normalized(attention(query, keys, values, *plans, None, mask, 0.0, 512, False, which))
+        for which in ("reference", level)
+    )
+    assert (found - expected).norm() <= 0.01 * expected.norm()
+    alone = layer.nearest(vectors)[:, 100]
+    assert (alone - expected.flatten()).norm() > 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_change_nothing_but_the_order_of_sums(threads, level, rng):
+    layer = make_layer("narrow", 2, 24, rng)
+    vectors = torch.randn(48, 2 * 4200, generator=rng)
+    keys, values = (pack(layer, kind, vectors, 2) for kind in ("keys", "values"))
+    query = torch.randn(2, 2, 5, 24, generator=rng)
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, threads):
+            torch.set_num_threads(count)
+            one = scores(query, keys, plans[0], 4200, False, level)
+            results.append(
+                (one, attention(query, keys, values, *plans, None, None, 0.0, 4200, True, level))
+            )
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(normalized(results[0][1]), normalized(results[1][1]))
+
+
+def test_parts_merge_to_the_whole(level, rng):
+    layer = make_layer("narrow", 2, 16, rng)
+    vectors = torch.randn(32, 256, generator=rng)
+    query = torch.randn(1, 2, 3, 16, generator=rng)
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+
+    def part(first, last):
+        own = vectors[:, first:last]
+        data = (pack(layer, kind, own, 1) for kind in ("keys", "values"))
+        return attention(query, *data, *plans, None, None, 0.0, last - first, True, level)
+
+    merged = merge_attention([part(0, 64), part(64, 70), part(70, 70), part(70, 256)])
+    torch.testing.assert_close(normalized(merged), normalized(part(0, 256)), rtol=1e-3, atol=1e-3)
+
+
+def test_unknown_levels_and_lengths_are_refused(rng):
+    layer = make_layer("2", 1, 8, rng)
+    data = pack(layer, "keys", torch.randn(8, 64, generator=rng), 1)
+    query = torch.zeros(1, 1, 1, 8)
+    with pytest.raises(SettingError, match="available: reference"):
+        scores(query, data, layer.plan("keys").tensors, 64, False, "neon")
+    with pytest.raises(ShapeError, match="65 tokens asked of 1 blocks"):
+        scores(query, data, layer.plan("keys").tensors, 65, False, "auto")
