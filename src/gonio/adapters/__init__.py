@@ -31,6 +31,7 @@ from gonio.adapters.norm_gain import NormGain, norm_gain_table
 from gonio.adapters.pair import PairComparison, compare_adapters
 from gonio.adapters.resize import Resized, difference_norm, resize
 from gonio.adapters.update import LoraUpdate, with_factors
+from gonio.adapters.vllm import even_ranks, vllm_problems
 from gonio.adapters.weighted import resize_weighted
 from gonio.adapters.writer import AdapterStyle, require_rewritable, write_adapter
 
@@ -63,6 +64,7 @@ __all__ = [
     "dare_merge",
     "depth_correlator",
     "difference_norm",
+    "even_ranks",
     "find_adapters",
     "interference_table",
     "intruder_table",
@@ -82,6 +84,7 @@ __all__ = [
     "spectrum_table",
     "stored_bytes",
     "ties_merge",
+    "vllm_problems",
     "with_factors",
     "write_adapter",
     "write_bundle",

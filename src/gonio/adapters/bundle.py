@@ -26,6 +26,7 @@ from gonio.adapters.folder import WEIGHTS_NAME, load_adapter
 from gonio.adapters.merge import merge
 from gonio.adapters.refusal import one_line
 from gonio.adapters.update import LoraUpdate
+from gonio.adapters.vllm import even_ranks
 from gonio.adapters.writer import AdapterStyle, write_adapter
 from gonio.errors import AdapterError, OutputError, SettingError
 from gonio.files import file_sha256, replace_folder, write_text
@@ -146,6 +147,7 @@ class Bundle:
         weights: Mapping[str, float] | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        even: bool = False,
         overwrite: bool = False,
     ) -> Path:
         """Write a selection as one PEFT folder of the summed rank.
@@ -154,6 +156,7 @@ class Bundle:
             out: Folder to create.
             weights: As for :meth:`select`.
             dtype: Precision of the stored factors.
+            even: Fill all modules up to one rank with zero directions, as vLLM needs them.
             overwrite: Replace a folder that is not empty.
 
         Raises:
@@ -166,7 +169,9 @@ class Bundle:
             _require_whole(adapter)
         hint = adapters[0].settings.fan_in_fan_out
         style = AdapterStyle(base_model=self.base_model, fan_in_fan_out=hint, dtype=dtype)
-        return write_adapter(merge(adapters, chosen), out, style, overwrite=overwrite)
+        updates = merge(adapters, chosen)
+        updates = even_ranks(updates) if even else updates
+        return write_adapter(updates, out, style, overwrite=overwrite)
 
     def _chosen(self, weights: Mapping[str, float] | None) -> tuple[list[Adapter], list[float]]:
         chosen = self.default_weights if weights is None else dict(weights)

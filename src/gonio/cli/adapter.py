@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gonio.cli.adapter_actions import ACTIONS
+from gonio.cli.adapter_bounds import bounds
+from gonio.cli.adapter_gradients import dynamics
+from gonio.cli.adapter_serve import SERVING
+from gonio.cli.adapter_sweep import sweep
 from gonio.cli.adapter_views import fleet_view, footnotes, overlap_view, spectrum_view
 from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
 
@@ -205,5 +209,5 @@ def _draw(found: Measurement, plot: Path | None) -> None:
         plot_measurement(found, plot)
 
 
-for _command in ACTIONS:
+for _command in (*ACTIONS, *SERVING, bounds, dynamics, sweep):
     adapter.add_command(_command)

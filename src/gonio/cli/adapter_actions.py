@@ -208,16 +208,29 @@ def compose(
             overwrite=overwrite,
             progress=progress,
         )
-    output.write(found, [("Members", found.tables["members"])])
+    members = found.tables["members"].drop(columns="vllm_problems")
+    output.write(found, [("Members", members)])
 
 
 @click.command("select")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("choices", metavar="[NAME=WEIGHT]...", nargs=-1)
 @_OUT
+@click.option(
+    "--layout",
+    type=click.Choice(["peft", "vllm"]),
+    default="peft",
+    show_default=True,
+    help="vllm: one rank for all modules, as it needs; PEFT loads both.",
+)
 @output_options
 def select(
-    bundle: Path, choices: tuple[str, ...], out: Path, output: Output, overwrite: bool
+    bundle: Path,
+    choices: tuple[str, ...],
+    out: Path,
+    layout: Any,
+    output: Output,
+    overwrite: bool,
 ) -> None:
     """Write members of BUNDLE, added with weights, as one adapter; all by default.
 
@@ -229,7 +242,7 @@ def select(
     from gonio.pipelines.adapter_compose import select_adapters
 
     weights = dict(map(_choice, choices)) or None
-    found = select_adapters(bundle, out, weights, overwrite=overwrite)
+    found = select_adapters(bundle, out, weights, layout=layout, overwrite=overwrite)
     output.write(found)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 import torch
 
-from gonio.adapters import load_adapter
+from gonio.adapters import Adapter, load_adapter
 from gonio.adapters.bundle import open_bundle, stored_bytes, write_bundle
 from gonio.adapters.interference import interference_table
+from gonio.adapters.vllm import vllm_problems
+from gonio.errors import AdapterError
 from gonio.pipelines.adapter_reading import adapter_inputs
 from gonio.pipelines.adapter_values import mean_value, z_value
 from gonio.records import Measurement, Value, make_measurement, make_value
@@ -59,11 +62,17 @@ def compose_adapters(
             "rank": [member.rank for member in bundle.members],
             "modules": [len(adapter.updates) for adapter in adapters],
             "factor_bytes": [stored_bytes([adapter]).factors for adapter in adapters],
+            "vllm_problems": ["; ".join(_vllm_problems(adapter)) for adapter in adapters],
         }
     )
     tables = {"members": members}
     values = [
         make_value("members", len(members)),
+        make_value(
+            "vllm_ready",
+            int((members["vllm_problems"] == "").sum()),
+            note="members whose own folder vLLM loads, by its rules; the table says why not",
+        ),
         make_value("factor_bytes", size.factors, unit="bytes", note="all members' factors"),
         make_value(
             "merged_bytes",
@@ -94,6 +103,7 @@ def select_adapters(
     out: str | Path,
     weights: Mapping[str, float] | None = None,
     *,
+    layout: Literal["peft", "vllm"] = "peft",
     overwrite: bool = False,
 ) -> Measurement:
     """Write a weighted choice of a bundle's members as one PEFT folder of the summed rank.
@@ -102,6 +112,7 @@ def select_adapters(
         bundle: Folder with a ``bundle.json``.
         out: Folder to create.
         weights: Name -> weight; every member with its default weight unless given.
+        layout: ``vllm`` gives all modules one rank, the missing directions zero; PEFT loads both.
         overwrite: Replace a folder that is not empty.
 
     Returns:
@@ -114,7 +125,11 @@ def select_adapters(
     """
     opened = open_bundle(bundle)
     chosen = opened.default_weights if weights is None else dict(weights)
-    written = load_adapter(opened.write(Path(out), chosen, overwrite=overwrite))
+    even = layout == "vllm"
+    written = load_adapter(opened.write(Path(out), chosen, even=even, overwrite=overwrite))
+    problems = vllm_problems(written, max_lora_rank=written.settings.rank) if even else ()
+    if problems:
+        raise AdapterError(f"vLLM would not take {out}: {'; '.join(problems)}")
     modules = pd.DataFrame(
         {
             "module": [update.module for update in written.updates.values()],
@@ -126,7 +141,7 @@ def select_adapters(
     return make_measurement(
         "adapter-selection",
         f"{', '.join(chosen)} out of the bundle {opened.path.name}",
-        settings={"bundle": str(bundle), "weights": chosen, "out": str(out)},
+        settings={"bundle": str(bundle), "weights": chosen, "layout": layout, "out": str(out)},
         values=[
             make_value("members", len(chosen)),
             make_value("modules", len(modules)),
@@ -136,6 +151,12 @@ def select_adapters(
         inputs=adapter_inputs([opened.load(name) for name in chosen]),
         dtype=torch.float64,
     )
+
+
+def _vllm_problems(adapter: Adapter) -> tuple[str, ...]:
+    """Why vLLM would not take a member's folder, started with a --max-lora-rank that fits."""
+    ranks = [update.rank for update in adapter.updates.values()]
+    return vllm_problems(adapter, max_lora_rank=max(ranks, default=1))
 
 
 def _interference_values(table: pd.DataFrame, seed: int) -> list[Value]:

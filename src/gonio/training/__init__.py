@@ -20,6 +20,7 @@ from gonio.training.data import (
 )
 from gonio.training.divergence import ResponseDivergence, response_divergence
 from gonio.training.dpo import train_dpo
+from gonio.training.gradient_callback import GradientCallback
 from gonio.training.passages import PassageShape, pairs_from_text
 from gonio.training.recipes import (
     BitFitRecipe,
@@ -41,6 +42,7 @@ __all__ = [
     "BitFitRecipe",
     "ClmRecipe",
     "DpoRecipe",
+    "GradientCallback",
     "LoraRecipe",
     "PairLogProbs",
     "PassageShape",
