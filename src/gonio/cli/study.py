@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
     from gonio.pipelines.study import StudyRun
@@ -38,6 +38,7 @@ def study() -> None:
       gonio study run small --out studies/small
       gonio study run my.toml --out studies/mine --engine ray
       gonio study show studies/mine
+      gonio study verify studies/mine
     """
 
 
@@ -54,7 +55,7 @@ def run(
     workers: int | None,
     output: Output,
 ) -> None:
-    """Run the study of a TOML file, or a preset: small.
+    """Run the study of a TOML file (or another study's study.json), or a preset: small.
 
     Everything that can be wrong is refused before a weight is read. A cell that fails is reported
     and the others go on; then the exit code is 1.
@@ -92,13 +93,60 @@ def resume(out: Path, engine: str, workers: int | None, output: Output) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @output_options
 def show(out: Path, output: Output) -> None:
-    """Cells of the study in the folder OUT and how they ended.
+    """Cells of the study in the folder OUT, how they ended, and what they say together.
 
     \b
     Example:
       gonio study show studies/small
+      gonio study show studies/small --json --output conclusions.json
     """
     _write_status(out, output)
+
+
+@study.command("verify")
+@click.argument("out", type=click.Path(path_type=Path))
+@output_options
+def verify(out: Path, output: Output) -> None:
+    """Hash every file of the study in the folder OUT again and name what drifted.
+
+    Exit code 1 if anything did: edited, missing or added files, or other model files than the
+    cells were computed from.
+
+    \b
+    Example:
+      gonio study verify studies/small
+    """
+    from gonio.pipelines.study_verify import verify_study
+
+    found = verify_study(out)
+    drift = found.tables["drift"]
+    output.write(found, [("Drifted", drift)] if len(drift) else [])
+    if len(drift):
+        raise click.exceptions.Exit(1)
+
+
+@study.command("export")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    "archive",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="Archive to write, .tar.gz.",
+)
+@click.option("--force", "overwrite", is_flag=True, help="Replace a file that exists.")
+def export(folder: Path, archive: Path, overwrite: bool) -> None:
+    """Pack the study in FOLDER without weights; the same study gives the same bytes.
+
+    \b
+    Example:
+      gonio study export studies/small --out small.tar.gz
+    """
+    from gonio.pipelines.study_verify import export_study
+
+    refuse_existing(archive, overwrite)
+    click.echo(f"{export_study(folder, archive)} files in {archive}")
 
 
 def _run(spec: StudySpec, out: Path, engine: str, workers: int | None, output: Output) -> None:
@@ -123,6 +171,10 @@ def _write_status(out: Path, output: Output) -> None:
 
     found = study_status(out)
     table = found.tables["cells"]
-    failed = table.loc[table["status"] == "failed", ["cell", "reason"]]
     views = [("Cells", table[["cell", "status", "seconds"]])]
-    output.write(found, views + ([("Failed", failed)] if len(failed) else []))
+    failed = table.loc[table["status"] == "failed", ["cell", "reason"]]
+    if len(failed):
+        views.append(("Failed", failed))
+    if "missing" in found.tables:
+        views.append(("Not concluded", found.tables["missing"]))
+    output.write(found, views)

@@ -42,6 +42,8 @@ def run_tasks(
     *,
     engine: Engine = "local",
     workers: int | None = None,
+    cpus: int = 1,
+    gpus: float = 0.0,
 ) -> Generator[tuple[Item, Result | Exception], None, None]:
     """Call a function on every item; each comes back with its result or its exception.
 
@@ -55,7 +57,9 @@ def run_tasks(
             torch thread each. ``"ray"``: the cluster at ``RAY_ADDRESS``, else a local one that
             ends with the iterator; a Ray this process is already connected to is used and kept.
         workers: Items worked on at a time, at least 1. None: 1 for ``"local"``, for ``"ray"`` as
-            many as the cluster has CPUs.
+            many as the cluster has CPUs for.
+        cpus: CPUs Ray sets aside for an item.
+        gpus: Accelerators, or their share, Ray sets aside for an item.
 
     Yields:
         ``(item, result or exception)``, in order for one local worker, else as they finish.
@@ -66,7 +70,7 @@ def run_tasks(
     """
     require_engine(engine, workers)
     if engine == "ray":
-        return _with_ray(function, items, workers)
+        return _with_ray(function, items, workers, cpus, gpus)
     if workers is None or workers == 1:
         return ((item, _attempt(function, item)) for item in items)
     return _in_processes(function, items, workers)
@@ -200,16 +204,22 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _with_ray(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int | None
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int | None,
+    cpus: int,
+    gpus: float,
 ) -> Generator[tuple[Item, Result | Exception], None, None]:
     """At most ``workers`` Ray tasks at a time; Ray itself retries those whose worker died."""
     import ray
 
     waiting = deque(items)
     held: dict[Any, Item] = {}
-    with _connected(workers):
-        workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        task = ray.remote(max_retries=_RETRIES, num_cpus=1)(_attempt_on_one_thread)
+    with _connected(None if workers is None else workers * cpus):
+        workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // cpus)
+        task = ray.remote(max_retries=_RETRIES, num_cpus=cpus, num_gpus=gpus)(
+            _attempt_on_one_thread
+        )
         try:
             while waiting or held:
                 while waiting and len(held) < workers:
@@ -235,8 +245,8 @@ def _attempt_on_one_thread(function: Callable[[Item], Result], item: Item) -> Re
 
 
 @contextmanager
-def _connected(workers: int | None) -> Iterator[None]:
-    """A Ray to work on; stopped in the end if it was started here."""
+def _connected(cpus: int | None) -> Iterator[None]:
+    """A Ray to work on, of so many CPUs; stopped in the end if it was started here."""
     import ray
 
     if ray.is_initialized():
@@ -248,7 +258,7 @@ def _connected(workers: int | None) -> Iterator[None]:
     else:
         ray.init(
             address="local",
-            num_cpus=workers or available_cpus(),
+            num_cpus=cpus or available_cpus(),
             object_store_memory=_OBJECT_STORE_BYTES,
             include_dashboard=False,
             log_to_driver=False,

@@ -1,7 +1,8 @@
 """A study from its specification to its records: every cell once, whatever interrupts it.
 
 The folder of a study holds ``study.json`` (the specification), ``models`` (built ones), ``cells``
-(:mod:`gonio.pipelines.study_cells`) and ``records`` (what is concluded from all cells).
+(:mod:`gonio.pipelines.study_cells`), ``records/study`` (what is concluded from all cells) and the
+ledger (:mod:`gonio.pipelines.study_ledger`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from gonio.errors import OutputError, SettingError
 from gonio.files import require_writable, write_text
 from gonio.pipelines.engines import Engine, require_engine, run_tasks
+from gonio.pipelines.study_analysis import conclude_study, read_conclusions
 from gonio.pipelines.study_cells import (
     CellState,
     CellTask,
@@ -26,6 +28,7 @@ from gonio.pipelines.study_cells import (
     read_state,
     run_cell,
 )
+from gonio.pipelines.study_ledger import write_ledger
 from gonio.pipelines.study_models import build_model
 from gonio.pipelines.study_spec import Cell, StudySpec, check_study, plan_cells
 from gonio.records import Measurement, make_measurement, make_value
@@ -87,6 +90,7 @@ def run_study(
         ModelError: A model cannot be found or taken.
         DataError: The data cannot be read or are too few.
         OutputError: The folder holds something else, or another run works in it.
+        RecordError: A record of a finished cell is damaged.
     """
     require_engine(engine, workers)
     require_datasets()
@@ -100,6 +104,8 @@ def run_study(
             tasks = _tasks(spec, cells, out)
             done = {task.cell.name for task in tasks if _is_finished(task)}
             states = _run_cells(tasks, done, engine, workers, progress)
+            conclude_study(spec, out, progress=progress)
+            write_ledger(spec, out)
     except Timeout as error:
         raise OutputError(f"another run is working in {out}; wait for it to end.") from error
     ordered = tuple(states[cell.name] for cell in cells)
@@ -123,14 +129,16 @@ def open_study(out: Path) -> StudySpec:
 
 
 def study_status(out: Path) -> Measurement:
-    """How far a study is.
+    """How far a study is, and what it concludes so far.
 
     Returns:
         Kind ``study-status``; table ``cells``, one row per planned cell: ``cell, model, recipe,
-        seed, status`` (``finished``, ``failed`` or ``waiting``)``, seconds, reason``.
+        seed, status`` (``finished``, ``failed`` or ``waiting``)``, seconds, reason``. Values and
+        tables of the study's record beside it, its cells as ``measured``.
 
     Raises:
         SettingError: There is no study in the folder.
+        RecordError: Its record cannot be read.
     """
     spec = open_study(out)
     rows = []
@@ -149,15 +157,22 @@ def study_status(out: Path) -> Measurement:
         )
     table = pd.DataFrame(rows)
     counts = table["status"].value_counts()
+    values = [
+        make_value(name, int(counts.get(name, 0))) for name in ("finished", "failed", "waiting")
+    ]
+    tables = {"cells": table}
+    concluded = read_conclusions(out)
+    if concluded is not None:
+        values += concluded.record.values[1:]  # the first counts the finished cells
+        tables |= {n: t for n, t in concluded.tables.items() if n != "cells"}
+        tables["measured"] = concluded.tables["cells"]
     return make_measurement(
         "study-status",
         spec.title,
         settings={"study": spec.model_dump(mode="json")},
-        values=[
-            make_value(name, int(counts.get(name, 0))) for name in ("finished", "failed", "waiting")
-        ],
-        tables={"cells": table},
-        inputs=[],
+        values=values,
+        tables=tables,
+        inputs=[] if concluded is None else concluded.record.inputs,
         seed=None,
     )
 
@@ -169,7 +184,8 @@ def _claim(spec: StudySpec, out: Path) -> None:
     require_writable(out)
     path = out / SPEC_FILE
     if not path.exists():
-        others = sorted(each.name for each in out.iterdir() if each.name != _LOCK)
+        # Hidden files are locks and what a killed run had half written.
+        others = sorted(each.name for each in out.iterdir() if not each.name.startswith("."))
         if others:
             raise OutputError(
                 f"{out} is not empty and holds no study (found {', '.join(others[:3])})\n"
@@ -216,7 +232,16 @@ def _run_cells(
     waiting = [task for task in tasks if task.cell.name not in done]
     if progress is not None:
         progress(f"{len(done)} cells were finished before", len(done), len(tasks))
-    with closing(run_tasks(run_cell, waiting, engine=engine, workers=workers)) as results:
+    spec = tasks[0].spec
+    running = run_tasks(
+        run_cell,
+        waiting,
+        engine=engine,
+        workers=workers,
+        cpus=spec.threads,
+        gpus=0.0 if spec.device == "cpu" else 1.0,
+    )
+    with closing(running) as results:
         for task, result in results:
             ended = failed_state(task, result) if isinstance(result, Exception) else result
             states[task.cell.name] = ended

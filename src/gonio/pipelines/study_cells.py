@@ -13,11 +13,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gonio import __version__
@@ -28,12 +29,14 @@ from gonio.pipelines.adapter_compare import compare_adapter_with_base
 from gonio.pipelines.adapters import inspect_adapter
 from gonio.pipelines.study_spec import Cell, StudySpec
 from gonio.pipelines.training import train_adapter
-from gonio.records import Environment, describe_environment, write_measurement
+from gonio.records import Environment, Measurement, describe_environment, write_measurement
 
 __all__ = [
     "CELL_FILE",
+    "TRAINED",
     "CellState",
     "CellTask",
+    "cell_key",
     "cell_task",
     "failed_state",
     "read_state",
@@ -92,10 +95,24 @@ class CellTask:
 
 def cell_task(cell: Cell, spec: StudySpec, model: str, folder: Path) -> CellTask:
     """The task of a cell; the model must be there, since its files are hashed."""
-    settings = _settings(cell, spec)
+    return CellTask(cell, spec, model, folder, cell_key(cell, spec, model))
+
+
+def cell_key(cell: Cell, spec: StudySpec, model: str, version: str = __version__) -> str:
+    """Hash of all that determines a cell's numbers: settings, model files, version of gonio.
+
+    Args:
+        cell: The cell.
+        spec: The study.
+        model: Source of its model.
+        version: Version of gonio.
+
+    Raises:
+        ModelError: The model cannot be found.
+    """
     hashes = {path.name: file_sha256(path) for path in _model_files(model)}
-    text = json.dumps([settings, hashes, __version__], sort_keys=True)
-    return CellTask(cell, spec, model, folder, hashlib.sha256(text.encode()).hexdigest())
+    text = json.dumps([_settings(cell, spec), hashes, version], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_state(folder: Path, key: str | None = None) -> CellState | None:
@@ -119,18 +136,21 @@ def run_cell(task: CellTask) -> CellState:
     A failure that gonio explains closes the cell as failed, and the next run tries again; what is
     a defect is raised.
     """
-    done = read_state(task.folder, task.key)
-    if done is not None and done.status == "finished":
-        return done
-    if task.folder.exists():
-        shutil.rmtree(task.folder)
-    started = time.perf_counter()
-    try:
-        with _threads(task.spec.threads):
-            _measure(task)
-    except GonioError as error:
-        return failed_state(task, error, time.perf_counter() - started)
-    return _closed(task, "finished", time.perf_counter() - started)
+    task.folder.parent.mkdir(parents=True, exist_ok=True)
+    # A worker given up for lost may still be writing; its lock ends with it.
+    with FileLock(task.folder.parent / f".{task.folder.name}.lock"):
+        done = read_state(task.folder, task.key)
+        if done is not None and done.status == "finished":
+            return done
+        if task.folder.exists():
+            shutil.rmtree(task.folder)
+        started = time.perf_counter()
+        try:
+            with _threads(task.spec.threads):
+                _measure(task)
+        except GonioError as error:
+            return failed_state(task, error, time.perf_counter() - started)
+        return _closed(task, "finished", time.perf_counter() - started)
 
 
 def failed_state(task: CellTask, error: Exception, seconds: float = 0.0) -> CellState:
@@ -173,11 +193,18 @@ def _measure(task: CellTask) -> None:
         spectrum_every=spec.spectrum_every or None if has_matrices else None,
         overwrite=True,
     )
-    write_measurement(found, records / "training")
+    write_measurement(_named(found, cell), records / "training")
     if has_matrices:
-        write_measurement(inspect_adapter(trained, seed=0), records / "spectrum")
+        write_measurement(_named(inspect_adapter(trained, seed=0), cell), records / "spectrum")
         compared = compare_adapter_with_base(trained, task.model, spec.ks, seed=0)
-        write_measurement(compared, records / "base")
+        write_measurement(_named(compared, cell), records / "base")
+
+
+def _named(measurement: Measurement, cell: Cell) -> Measurement:
+    """The measurement under the cell's name, which tells it apart where records are gathered."""
+    settings = {**measurement.record.settings, "label": cell.name}
+    record = measurement.record.model_copy(update={"settings": settings})
+    return replace(measurement, record=record)
 
 
 def _settings(cell: Cell, spec: StudySpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Everything that can be wrong without reading a weight is refused before the firs
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -50,6 +51,7 @@ class StudyModel(_Strict):
     name: _Name
     source: str | None = None
     built: BuiltModel | None = None
+    width: Annotated[int, Field(ge=1)] | None = None
     recipes: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
@@ -125,14 +127,15 @@ class Cell:
 
 
 def read_study(path: Path) -> StudySpec:
-    """Read a TOML file.
+    """Read a TOML file, or the ``study.json`` of a study's folder.
 
     Raises:
-        SettingError: It cannot be read, is not TOML, or a setting is refused.
+        SettingError: It cannot be read, is not TOML (JSON), or a setting is refused.
     """
+    parse = json.loads if path.suffix == ".json" else tomllib.loads
     try:
-        settings = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        settings = parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # both parsers raise a ValueError
         raise SettingError(f"cannot read the study {path}: {error}") from error
     return _validated(settings, str(path))
 
