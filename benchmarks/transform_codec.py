@@ -1,11 +1,14 @@
 """Perplexity of transform codecs on the bundled model, every token but the 4 sinks quantized.
 
-Teacher-forced, as in key_codecs.py: 6 windows of 512 tokens from the start of the text, calibration
-on the 4,096 tokens from token 4,096 on. Bits count all that grows with the sequence at 4,096
+Teacher-forced, as in key_codecs.py: 6 windows of 512 tokens from token 51,200 of the text on,
+calibration on its first 4,096 tokens. Bits count all that grows with the sequence at 4,096
 tokens, the raw sinks in float16 among it; side data is stated apart. A cache keeps an incomplete
 block raw; here such a block is filled up with its last token and coded, so that none is raw.
+With --spread as many calibration tokens come from windows spread evenly over the text, those that
+are scored left out; with --learn from another text.
 
-Usage: python benchmarks/transform_codec.py [--text bundled] [--rows keys] [--output FILE.csv]
+Usage: python benchmarks/transform_codec.py [--text bundled] [--learn docstrings --spread]
+    [--rows keys] [--limits] [--output FILE.csv]
 """
 
 import argparse
@@ -19,13 +22,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from gonio.kvcache import CacheCodec, EncodedTensor, calibrate_from_samples, evaluate_codecs
+from gonio.kvcache import (
+    CacheCodec,
+    EncodedTensor,
+    calibrate_from_samples,
+    collect_metrics,
+    evaluate_codecs,
+    excess_over_limit,
+)
 from gonio.kvcache.contract import TensorCodec
-from gonio.kvcache.sensitivity import collect_metrics
-from gonio.kvcache.transform_fit import excess_over_limit
 from gonio.linalg.resampling import bootstrap_interval, paired_bootstrap_interval
-from gonio.models import load_model, load_text
-from key_codecs import CALIBRATION, WINDOW, WINDOWS, exp_interval
+from gonio.models import load_model, load_text, token_windows
+from gonio.models.texts import spread_windows
+from key_codecs import CALIBRATION, START, WINDOW, WINDOWS, exp_interval
 
 __all__ = ["main"]
 
@@ -47,10 +56,16 @@ ROWS = {
     "values transform 2.15": _row(None, ("transform", 2.135)),
     "both entropy 2.3": _row(("entropy", 2.085), ("entropy", 2.485)),
 }
+for _bits in (1.25, 1.75, 2.25, 3.0):
+    ROWS[f"states 1 keys transform {_bits}"] = _row(("transform", _bits - 0.015), states=1)
 for _name in ("local", "fisher", "plain"):
     ROWS[f"metric {_name} keys entropy 1.5"] = _row(("entropy", 1.485), metric=_name)
 ROWS["equal keys entropy 1.5"] = _row(("entropy", 1.485), budget="equal")
 ROWS["equal keys transform 1.75"] = _row(("transform", 1.735), budget="equal")
+for _states in (1, 4, 8, 32, 64):
+    ROWS[f"states {_states} values transform 2.15"] = _row(
+        None, ("transform", 2.135), value_options={"states": _states}
+    )
 for _zone in (0.0, 0.1, 0.2, 0.3):
     ROWS[f"zone {_zone} keys entropy 1.5"] = _row(("entropy", 1.485), dead_zone=_zone)
 for _floor in (1e-4, 1e-2, 1e-1):
@@ -84,6 +99,7 @@ def main() -> int:
     parser.add_argument("--text", default="bundled", help="bundled or docstrings")
     parser.add_argument("--learn", help="text of calibration; the same unless given")
     parser.add_argument("--rows", nargs="+", default=["keys", "values", "both"])
+    parser.add_argument("--spread", action="store_true", help="calibrate on all of the text")
     parser.add_argument("--tokens", type=int, default=CALIBRATION, help="of calibration")
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--limits", action="store_true", help="excess over the limits, by layer")
@@ -93,9 +109,10 @@ def main() -> int:
     model, tokenizer = load_model("smollm2-135m")
     start = time.perf_counter()
     learn = read(tokenizer, chosen.learn or chosen.text)
-    learn = learn[CALIBRATION:][: chosen.tokens].view(-1, WINDOW)
-    windows = read(tokenizer, chosen.text)[: WINDOW * WINDOWS].view(WINDOWS, WINDOW)
-    windows = windows[: chosen.windows]
+    learn = token_windows(torch.cat([learn[:START], learn[START + WINDOW * WINDOWS :]]), WINDOW)
+    count = chosen.tokens // WINDOW
+    learn = spread_windows(learn, count) if chosen.spread else learn[:count]
+    windows = token_windows(read(tokenizer, chosen.text)[START:], WINDOW)[: chosen.windows]
     samples = collect_metrics(model, windows=learn)
     print(f"metrics of {learn.numel()} tokens in {time.perf_counter() - start:.0f} s")
     codecs = {}

@@ -13,7 +13,9 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "OutputError",
+    "PeerError",
     "RecordError",
+    "RequestError",
     "SettingError",
     "ShapeError",
     "TheoremError",
@@ -57,12 +59,29 @@ class RecordError(GonioError, ValueError):
     """A record cannot be read, or does not follow the schema."""
 
 
+class RequestError(SettingError):
+    """A request to a server is refused.
+
+    Attributes:
+        code: What is wrong, as a word for programs: ``unknown_adapter``.
+        status: The HTTP status that says so.
+    """
+
+    def __init__(self, message: str, *, code: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code, self.status = code, status
+
+
 class TheoremError(GonioError, ValueError):
     """A theorem name is unknown, or the catalogue is inconsistent."""
 
 
 class OutputError(GonioError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class PeerError(GonioError):
+    """A package that gonio is compared with is missing, fails or answers nonsense."""
 
 
 class MissingDependencyError(GonioError, ImportError):

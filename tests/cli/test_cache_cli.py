@@ -32,6 +32,30 @@ def test_a_calibrated_codec_says_where_it_comes_from(codec, tiny_folder):
     assert len(provenance["text_sha256"]) == 64
 
 
+def test_transform_codecs_take_their_options_and_state_their_limits(tiny_folder, tmp_path):
+    """Keys and values by different methods: each gets the options it has."""
+    path = tmp_path / "two.safetensors"
+    methods = ["--method", "entropy", "--bits", "3", "--value-method", "transform"]
+    methods += ["--value-bits", "2.5", "--metric", "local", "--budget", "equal"]
+    methods += ["--dead-zone", "0.2", "--states", "8", "--floor", "0.01"]
+    methods += ["--spread", "1024", "--held-out-tokens", "192"]
+    command = ["calibrate", str(tiny_folder), "--out", str(path), *methods, *SIZES]
+    result = run(*command, "--json")
+    assert result.exit_code == 0, result.output
+    facts = load_codec(path).provenance
+    common = {"metric": "local", "budget": "equal", "floor": 0.01}
+    assert facts.items() >= {"method": "entropy", "dead_zone": 0.2, **common}.items()
+    assert facts["values"] == {"method": "transform", "bits": 2.5, "states": 8, **common}
+    assert (facts["calibration_tokens"], facts["calibration_read"]) == (1024, 128)
+    limits = pd.DataFrame(json.loads(result.stdout)["tables"]["limits"])
+    assert list(limits["part"].unique()) == ["keys", "values"]
+    assert bool((limits["over_gaussian"] > -1).all())
+    assert bool((limits["tokens"] == 192).all())
+    refused = run(*command, "--force", "--method", "sign", "--bits", "1")
+    assert refused.exit_code == 2
+    assert "--dead-zone is not for keys by 'sign' and values by 'transform'" in refused.stderr
+
+
 def test_a_codec_is_not_overwritten_unasked(codec, tiny_folder):
     again = ["calibrate", str(tiny_folder), "--out", codec, "--rotation", "none", *SIZES]
     refused = run(*again)

@@ -22,12 +22,17 @@ def draw(tokens: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("block", [1, 4])
-@given(operations=OPERATIONS, sinks=st.integers(0, 3), window=st.integers(0, 5))
+@given(
+    operations=OPERATIONS,
+    sinks=st.integers(0, 3),
+    window=st.integers(0, 5),
+    scratch=st.sampled_from([0, 4 * 2 * 3 * 5 * 4, 1 << 20]),
+)
 def test_any_history_leaves_what_a_plain_tensor_would_hold(
-    blocked, block, operations, sinks, window
+    blocked, block, operations, sinks, window, scratch
 ):
     """Lossless blocks: reading equals concatenation, slicing and indexing of a raw tensor."""
-    stream = TokenStream(blocked(block), sinks, window)
+    stream = TokenStream(blocked(block), sinks, window, scratch)
     plain = draw(0)
     for step, (name, count) in enumerate(operations):
         if name == "append":
@@ -44,6 +49,7 @@ def test_any_history_leaves_what_a_plain_tensor_would_hold(
         assert stream.tokens == plain.shape[2]
         if stream.tokens:
             assert torch.equal(stream.read(), plain)
+        assert stream.scratch_bytes <= min(scratch, 4 * 2 * 3 * 5 * stream.encoded_tokens)
         lengths = [run.tokens for run in stream.runs]
         assert all(tokens % block == 0 for tokens in lengths)
         _check_memory(stream)
@@ -63,6 +69,35 @@ def test_bytes_once_encoded_never_change(blocked, steps, block):
         before[encoded.tokens] = _digest(encoded)
         waiting = stream.tokens - encoded.tokens - 2
         assert 3 <= waiting < 3 + block
+
+
+def test_only_what_is_not_kept_decoded_is_decoded_again(blocked):
+    """Tokens decoded by each read, counted; a limit of one block keeps one block."""
+
+    class Counting(blocked):
+        def decode(self, encoded):
+            decoded.append(encoded.tokens)
+            return super().decode(encoded)
+
+    sizes = {0: [8, 12, 12, 8], 4 * 120: [8, 8, 8, 4], 1 << 20: [8, 4, 0, 0]}
+    for limit, expected in sizes.items():
+        stream, found = TokenStream(Counting(4), scratch_limit=limit), []
+        for count in (8, 4, 0, -4):
+            decoded: list[int] = []
+            stream.append(draw(max(count, 0)))
+            stream.remove_last(max(-count, 0))
+            stream.read()
+            found.append(sum(decoded))
+        assert found == expected
+        assert stream.scratch_bytes == min(limit, 8 * 120)
+        stored = stream.stored_bytes
+        stream.map(lambda tensor: tensor.repeat_interleave(2, dim=0))
+        assert stream.stored_bytes == 2 * stored
+        assert stream.scratch_bytes <= limit
+        stream.remove_first(4)
+        assert stream.scratch_bytes <= 4 * 240
+        stream.clear()
+        assert stream.scratch_bytes == 0
 
 
 def test_reading_is_raw_sinks_decoded_blocks_raw_window(rng):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from gonio.errors import SettingError, ShapeError
+from gonio.errors import ModelError, SettingError, ShapeError
 from gonio.kvcache.quantizer_design import cell_edges, design_cells, design_levels
 from gonio.kvcache.sensitivity import collect_metrics
 from gonio.kvcache.weighted_basis import fit_basis, head_moments
@@ -133,6 +133,23 @@ def test_metrics_are_those_of_the_model(family, make_model, tokens):
             traces = [m.diagonal(dim1=-2, dim2=-1).sum(dim=-1) for m in found.metrics(part, kind)]
             mean = torch.stack(traces).mean().item()
             assert mean == pytest.approx(layout.head_dim)
+
+
+def test_every_architecture_has_an_output_projection(any_architecture, rng):
+    """The metric of values is that of the products the model itself adds to the residual."""
+    windows = torch.randint(1, 61, (1, 9), generator=rng)
+    if not any_architecture._can_set_attn_implementation():
+        pytest.skip("its queries cannot be observed, which is an error of its own")
+    found = collect_metrics(any_architecture, windows, skip=2)
+    assert all(bool((metric.diagonal(dim1=-2, dim2=-1) > 0).all()) for metric in found.value_local)
+
+
+def test_a_model_without_an_output_projection_is_refused(make_model, tokens):
+    model = make_model("llama")
+    for layer in model.model.layers:
+        layer.self_attn.to_residual = layer.self_attn._modules.pop("o_proj")
+    with pytest.raises(ModelError, match=r"no output projection of attention in layers \[0, 1\]"):
+        collect_metrics(model, tokens)
 
 
 def test_fisher_of_a_value_is_the_gradient_of_the_loss(make_model, tokens):

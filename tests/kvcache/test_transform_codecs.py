@@ -134,12 +134,16 @@ def test_a_shared_budget_has_less_error_than_an_equal_one(samples):
         assert errors[0] < 0.8 * errors[1]
 
 
-def test_entropy_coding_beats_a_fixed_rate(samples):
-    errors = [
-        weighted_error(calibrate_from_samples(samples, method=m, bits=2.0, metric="local"), samples)
-        for m in ("entropy", "transform")
-    ]
-    assert errors[0] < errors[1]
+def test_a_trellis_and_entropy_coding_beat_scalar_codes_of_a_fixed_rate(samples):
+    """At the same stored bits; and more states are better."""
+
+    def error(method, **options):
+        codec = calibrate_from_samples(samples, method=method, bits=2.0, metric="local", **options)
+        return weighted_error(codec, samples)
+
+    scalar = error("transform", states=1)
+    assert error("entropy") < 0.95 * scalar
+    assert error("transform", states=16) < error("transform", states=4) < 0.9 * scalar
 
 
 def test_error_is_the_one_predicted(samples):
@@ -210,6 +214,8 @@ def test_wrong_settings_are_refused(samples):
         calibrate_from_samples(samples, method="entropy", bits=2, metric="euclid")
     with pytest.raises(SettingError, match="no option 'dead_zone'"):
         calibrate_from_samples(samples, method="transform", bits=2, dead_zone=0.1)
+    with pytest.raises(SettingError, match="states must be one of 1, 4, 8, 16, 32, 64, found 3"):
+        calibrate_from_samples(samples, method="transform", bits=2, states=3)
     with pytest.raises(SettingError, match="bits"):
         calibrate_from_samples(samples, method="transform", bits=9)
     with pytest.raises(SettingError, match=r"overhead|frequent"):
@@ -223,6 +229,28 @@ def test_wrong_settings_are_refused(samples):
     other = calibrate_from_samples(samples, method="entropy", bits=2).keys[0]
     with pytest.raises(SettingError, match="most frequent codes"):
         EntropyCodec(other.basis, other.tables, other.levels, 4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_decoded_tokens_kept_change_nothing_but_bytes(method, make_model, rng):
+    """The same logits with and without scratch, which is within its limit and reported."""
+    model = make_model("llama")
+    text = torch.randint(1, 61, (2, 90), generator=rng)
+    codec = calibrate(model, text, method=method, bits=3, value_method=method, value_bits=3)
+    limits = {0: 0, 2 * 2 * 2 * 64 * 8 * 4: 2 * 2 * 2 * 64 * 8 * 4, 1 << 20: None}
+    logits = []
+    for limit, expected in limits.items():
+        cache = codec.new_cache(model, scratch_bytes=limit)
+        with torch.no_grad():
+            parts = [model(part, past_key_values=cache).logits for part in text[:1].split(30, 1)]
+        logits.append(torch.cat(parts, dim=1))
+        assert expected is None or cache.scratch_bytes == expected
+        assert cache.scratch_bytes <= limit
+        assert cache.allocated_bytes == cache.key_bytes + cache.value_bytes + cache.scratch_bytes
+    for other in logits[1:]:
+        torch.testing.assert_close(other, logits[0], rtol=1e-4, atol=1e-4)
+    with pytest.raises(SettingError, match="scratch_bytes must be >= 0"):
+        codec.new_cache(model, scratch_bytes=-1)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from gonio.errors import DataError, SettingError
 from gonio.models import Text, load_text, split_tokens, token_windows
+from gonio.models.texts import spread_windows
 
 
 @pytest.fixture
@@ -96,3 +97,13 @@ def test_windows_leave_out_a_shorter_rest():
     assert windows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     with pytest.raises(DataError, match="3 tokens make no window of 4"):
         token_windows(torch.arange(3), 4)
+
+
+def test_spread_windows_reach_from_end_to_end():
+    windows = token_windows(torch.arange(28), 4)
+    assert spread_windows(windows, 3)[:, 0].tolist() == [0, 12, 24]
+    assert spread_windows(windows, 7).tolist() == windows.tolist()
+    assert spread_windows(windows, 1)[:, 0].tolist() == [0]
+    for count in (0, 8):
+        with pytest.raises(DataError, match="cannot be spread over a text of 7 windows"):
+            spread_windows(windows, count)

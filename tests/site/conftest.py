@@ -174,8 +174,80 @@ def geometry(layers: int, heads: int, rng: np.random.Generator) -> Measurement:
         for iteration in range(51)
     ]
     tables = {"heads": pd.DataFrame(rows), "convergence": pd.DataFrame(curves)}
+    tables |= observations(layers, heads, rng)
     value = make_value("mean_cosine_learned", 0.916, chance=0.801)
     return measurement("key-geometry", {"model": "none"}, tables, [value])
+
+
+def observations(layers: int, heads: int, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    """Collapse, spectra and sinks: heads of 16 coordinates, a sink from layer 1 on."""
+    dim, chance = 16, 1 / 16
+    decay = {"key_post": 0.7, "key_pre": 0.5, "value": 0.95}
+    shares = {what: rate ** np.arange(dim) for what, rate in decay.items()}
+    shares = {what: values / values.sum() for what, values in shares.items()}
+    collapse = [
+        {
+            "layer": layer,
+            "what": what,
+            "phase_angle": 80 * rate + rng.normal(),
+            "lattice_angle": 85 * rate + rng.normal(),
+            "angle_chance": 80.2,
+            "moment_ratio": 0.64 + rng.normal(0, 0.01),
+            "moment_ratio_chance": 2 / math.pi,
+            "excess_kurtosis": rng.normal(0, 0.2),
+            "top_channel_energy": 0.3 - 0.2 * rate,
+            "top_channel_chance": chance,
+        }
+        for what, rate in decay.items()
+        for layer in range(layers)
+    ]
+    spectra = [
+        {
+            "layer": layer,
+            "head": head,
+            "what": what,
+            "energy": 10.0,
+            "effective_rank": 10 * rate + head,
+            "stable_rank": 1.5,
+            "top_share": shares[what][0],
+            "top_chance": chance,
+        }
+        for what, rate in decay.items()
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    eigenvalues = [
+        {"layer": layer, "what": what, "index": index, "share": share}
+        for what, values in shares.items()
+        for layer in range(layers)
+        for index, share in enumerate(values)
+    ]
+    places = [(0, "", 1.0, 0.5), (None, " the", 0.5, 0.4), (None, "\n", 0.25, 0.31)]
+    sinks = [
+        {
+            "layer": layer,
+            "criterion": criterion,
+            "position": position,
+            "token_id": None if position == 0 else 7,
+            "token": token,
+            "found": int(8 * often),
+            "per_window": often,
+            "first_position": 0 if position == 0 else 9,
+            "last_position": 0 if position == 0 else 40,
+            "value": value if criterion == "attention" else 0.2 + layer / 100,
+            "chance": 0.02 if criterion == "attention" else 1.0,
+            "threshold": 0.3 if criterion == "attention" else 3.0,
+        }
+        for criterion in ("attention", "key_norm")
+        for layer in range(min(1, layers - 1), layers)
+        for position, token, often, value in places
+    ]
+    return {
+        "layers": pd.DataFrame(collapse),
+        "spectra": pd.DataFrame(spectra),
+        "eigenvalues": pd.DataFrame(eigenvalues),
+        "sinks": pd.DataFrame(sinks).astype({"position": "float64", "token_id": "float64"}),
+    }
 
 
 def evaluation() -> Measurement:

@@ -163,7 +163,8 @@ def test_a_missing_kind_names_its_command(read, empty_site):
     assert COMMANDS["theorem-check"] in " ".join(pages["theorems.html"].words)
     assert not any(page.specs for page in pages.values())
     statuses = {a["data-status"] for _, a in pages["theorems.html"].elements if "data-status" in a}
-    assert statuses <= {"proved", "proved-weaker", "refuted", "open"}  # what proofs alone support
+    # what proofs alone support
+    assert statuses <= {"proved", "proved-weaker", "refuted", "deprecated", "open"}
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gonio.cli.cache_budget import allocate
+from gonio.cli.cache_certify import certify
 from gonio.cli.cache_codecs import calibrate, fold
+from gonio.cli.cache_compare import compare
+from gonio.cli.cache_generate import generate
 from gonio.cli.lengths import LENGTHS
 from gonio.cli.output import Output, output_options, progress_bar
 
 if TYPE_CHECKING:
-    from gonio.kvcache import CacheCodec
+    pass
 
 __all__ = ["cache"]
 
@@ -177,7 +181,7 @@ def evaluate(
     from gonio.cli.cache_views import evaluation_views
     from gonio.kvcache import load_codec
     from gonio.kvcache.recall import RecallSettings
-    from gonio.pipelines.bench import TokenBudget, open_bench
+    from gonio.pipelines.bench import TokenBudget, open_bench, reserved_tokens
     from gonio.pipelines.cache_evaluate import CacheEvaluation, evaluate_cache
 
     stems = Counter(path.stem for path in codecs)
@@ -195,23 +199,12 @@ def evaluate(
         recall=RecallSettings(lengths=recall) if recall else None,
         seed=seed,
     )
-    reserved = _reserved_tokens(loaded, text)
+    reserved = reserved_tokens(loaded.values(), text)
     with progress_bar("loading the model") as progress:
         bench = open_bench(model, text, TokenBudget(reserved, evaluation_tokens, window))
         found = evaluate_cache(bench, loaded, plan, progress=progress)
     output.write(found, evaluation_views(found.tables))
 
 
-def _reserved_tokens(codecs: dict[str, CacheCodec], text: str) -> int:
-    """Tokens at the front of the text that some codec was calibrated on."""
-    from gonio.models import load_text
-
-    sha256 = load_text(text).sha256
-    facts = [codec.provenance for codec in codecs.values()]
-    return max(
-        [int(f["calibration_tokens"]) for f in facts if f.get("text_sha256") == sha256], default=0
-    )
-
-
-for _command in (calibrate, fold):
+for _command in (calibrate, fold, certify, compare, allocate, generate):
     cache.add_command(_command)

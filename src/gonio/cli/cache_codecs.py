@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gonio.cli.cache_budget import accept_target
 from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
@@ -45,15 +46,42 @@ _METHODS = ("sign", "residual_sign", "scalar", "affine", "transform", "entropy",
     help="learned for signs, haar for scalar.",
 )
 @click.option(
-    "--centering", type=click.Choice(["none", "channel", "token_dc"]), help="What is subtracted."
+    "--centering", type=click.Choice(["none", "channel", "token"]), help="What is subtracted."
 )
 @click.option("--iterations", type=click.IntRange(min=1), help="Steps of a learned rotation.")
 @click.option("--correction-rank", type=click.IntRange(min=1), help="Rank of a residual basis.")
 @click.option("--exceptions", type=click.IntRange(min=1), help="Coordinates exact per token.")
+@click.option(
+    "--metric",
+    type=click.Choice(["joined", "local", "fisher", "plain"]),
+    help="Which errors of transform and entropy count.  [joined]",
+)
+@click.option(
+    "--budget",
+    type=click.Choice(["shared", "equal"]),
+    help="Their bits: shared by need, or equal in every head.  [shared]",
+)
+@click.option("--floor", type=float, help="Least eigenvalue of a metric over their mean.  [0.001]")
+@click.option("--dead-zone", type=float, help="Squared steps a bit of entropy is worth.  [0.15]")
+@click.option("--states", type=int, help="Of the trellis of transform; 1 for none.  [16]")
+@click.option(
+    "--spread",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Spread the calibration windows over that many first tokens of the text.",
+)
+@click.option(
+    "--held-out-tokens",
+    type=click.IntRange(min=0),
+    default=2048,
+    show_default=True,
+    help="Last tokens of the text that set transform and entropy beside their limits.",
+)
 @_TEXT
 @_TOKENS
 @_WINDOW
 @_SEED
+@accept_target
 @output_options
 def calibrate(
     model: str,
@@ -69,22 +97,29 @@ def calibrate(
     iterations: int | None,
     correction_rank: int | None,
     exceptions: int | None,
+    spread: int,
+    held_out_tokens: int,
     text: str,
     calibration_tokens: int,
     window: int,
     seed: int,
     output: Output,
     overwrite: bool,
+    **weighted: Any,
 ) -> None:
     """Calibrate a codec for MODEL's cache and write it to one safetensors file.
 
     Keys by --method and --bits; values stay as they are unless --value-bits or --value-method is
-    given. Prints bits per element with every stored byte counted.
+    given. Prints bits per element with every stored byte counted. --metric, --budget, --floor,
+    --dead-zone and --states are for transform and entropy, for keys and values alike; their record
+    says by layer how far errors on held-out text are above the limits of rate-distortion theory.
 
     \b
     Example:
       gonio cache calibrate smollm2-135m --out smollm2-1bit.safetensors
       gonio cache calibrate MODEL --method affine --bits 4 --value-bits 4 --out c4
+      gonio cache calibrate MODEL --method entropy --bits 1.5 \\
+        --value-method entropy --value-bits 2.15 --spread 65536 --out e2
     """
     from gonio.files import require_writable
     from gonio.pipelines.bench import TokenBudget, open_bench
@@ -106,12 +141,20 @@ def calibrate(
         "exceptions": exceptions,
     }
     options = {name: value for name, value in chosen.items() if value is not None}
+    options |= _weighted_options(method, value_method, weighted)
+    needs_limits = bool({method, value_method} & {"transform", "entropy"})
+    budget = TokenBudget(calibration_tokens, held_out_tokens if needs_limits else 0, window, spread)
     with progress_bar("loading the model") as progress:
-        bench = open_bench(model, text, TokenBudget(calibration_tokens, 0, window))
-        codec, found = calibrate_cache(bench, options=options, seed=seed, progress=progress)
+        bench = open_bench(model, text, budget)
+        codec, found = calibrate_cache(
+            bench, options=options, seed=seed, held_out=bench.evaluation, progress=progress
+        )
     codec.save(out)
     click.echo(f"wrote {out}", err=True)
-    output.write(found, [("By context length", _lengths_view(found.tables["lengths"]))])
+    views = [("By context length", _lengths_view(found.tables["lengths"]))]
+    if "limits" in found.tables:
+        views.append(("Over the limits, dB", _limits_view(found.tables["limits"])))
+    output.write(found, views)
 
 
 @click.command("fold")
@@ -158,6 +201,31 @@ def fold(
             bench, out, values=values, seed=seed, overwrite=overwrite, progress=progress
         )
     output.write(found)
+
+
+def _weighted_options(
+    method: str, value_method: str | None, chosen: dict[str, Any]
+) -> dict[str, Any]:
+    """Options of the transform methods for keys, and under ``value_options`` for values."""
+    from gonio.errors import SettingError
+    from gonio.kvcache.options import option_names
+
+    given = {name: value for name, value in chosen.items() if value is not None}
+    for_keys, for_values = set(option_names(method)), set(option_names(value_method))
+    for name in given:
+        if name not in for_keys | for_values:
+            raise SettingError(
+                f"--{name.replace('_', '-')} is not for keys by {method!r}"
+                + (f" and values by {value_method!r}" if value_method else "")
+            )
+    options = {name: value for name, value in given.items() if name in for_keys}
+    values = {name: value for name, value in given.items() if name in for_values}
+    return options | ({"value_options": values} if values else {})
+
+
+def _limits_view(limits: pd.DataFrame) -> pd.DataFrame:
+    names = ["part", "layer", "bits", "over_gaussian", "over_shannon"]
+    return limits[names]
 
 
 def _lengths_view(lengths: pd.DataFrame) -> pd.DataFrame:

@@ -65,16 +65,29 @@ def fetch(name: str) -> None:
 
 
 @model.command("show")
-@click.argument("source")
+@click.argument("source", required=False)
+@click.option("--kernels", is_flag=True, help="Say which attention kernels run here, or why not.")
 @output_options
-def show(source: str, output: Output) -> None:
+def show(source: str | None, kernels: bool, output: Output) -> None:
     """Describe a model: attention layout, cache cost, tensors; nothing is loaded.
+
+    With --kernels and no SOURCE: what computes attention on packed codes on this machine. The
+    first such call compiles the kernels.
 
     \b
     Example:
       gonio model show smollm2-135m
       gonio model show path/to/folder --json
+      gonio model show --kernels
     """
+    if kernels == (source is not None):
+        raise click.UsageError("name a model, or ask for --kernels, and not both")
+    if source is None:
+        from gonio.pipelines.kernels import describe_kernels
+
+        found = describe_kernels()
+        output.write(found, [("Kernels, slowest first", found.tables["levels"])])
+        return
     from gonio.pipelines.model import describe_model
 
     found = describe_model(source)

@@ -158,7 +158,7 @@ def bitfit(output: Output, overwrite: bool, **options: Any) -> None:
 
     \b
     Example:
-      gonio train bitfit EleutherAI/pythia-70m --data pairs.jsonl --out runs/bitfit
+      gonio train bitfit EleutherAI/pythia-70m --data pairs.jsonl --out runs/b
     """
     _run("bitfit", output, overwrite, **options)
 
@@ -189,7 +189,7 @@ def evaluate(model: str, folder: Path, output: Output, overwrite: bool, **option
     \b
     Example:
       gonio train evaluate smollm2-135m runs/dpo --data bundled
-      gonio train evaluate smollm2-135m runs/dpo --data pairs.jsonl --keep p.parquet
+      gonio train evaluate smollm2-135m runs/dpo --data pairs.jsonl --keep p
     """
     from gonio.pipelines.train_evaluate import evaluate_training
 

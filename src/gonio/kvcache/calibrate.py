@@ -15,11 +15,10 @@ from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec, ZeroCodec
 from gonio.kvcache.correction import RankCorrection, residual_basis
 from gonio.kvcache.exceptions import ExactExceptions
-from gonio.kvcache.observe import KeySamples
 from gonio.kvcache.options import TRANSFORMS, CodecOptions, Method, check_bits, resolve_options
 from gonio.kvcache.refined_codec import RefinedCodec, Refinement
 from gonio.kvcache.residual_sign_codec import ResidualSignCodec
-from gonio.kvcache.samples import CacheSamples, collect_cache
+from gonio.kvcache.samples import CacheSamples, KeySamples, collect_cache
 from gonio.kvcache.scalar_codec import ScalarCodec
 from gonio.kvcache.sensitivity import MetricSamples, collect_metrics
 from gonio.kvcache.sign_codec import SignCodec

@@ -40,6 +40,9 @@ class AttentionCall:
         visible: Which keys each query may attend to, bool ``(tokens, tokens)``.
         weights: From indices of query tokens ``(rows,)`` to the model's own attention weights
             ``(batch, num_heads, rows, tokens)``, soft caps and learned sinks included.
+        scale: What products of queries and keys are multiplied by.
+        softcap: Scores are ``softcap * tanh(score / softcap)``; None for scores as they are.
+        sinks: A learned score per head that takes weight and gives no value, ``(num_heads,)``.
     """
 
     layer: int
@@ -49,6 +52,9 @@ class AttentionCall:
     value: Tensor
     visible: Tensor
     weights: Callable[[Tensor], Tensor]
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 @contextmanager
@@ -144,7 +150,10 @@ class _Capture:
         key_pre = self._key_without_rope(module)
         visible = mask[0, 0] > torch.finfo(mask.dtype).min / 2
         layer = int(module.layer_idx)
-        self._receive(AttentionCall(layer, query, key, key_pre, value, visible, weights))
+        scale = kwargs.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        rule = (scale, kwargs.get("softcap"), kwargs.get("s_aux"))
+        self._receive(AttentionCall(layer, query, key, key_pre, value, visible, weights, *rule))
         # Fused kernels but sdpa take other kinds of mask; the eager function stands for them.
         through = (
             ALL_ATTENTION_FUNCTIONS["sdpa"] if self._implementation == "sdpa" else _eager(module)

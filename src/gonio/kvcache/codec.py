@@ -20,6 +20,7 @@ from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec
 from gonio.kvcache.costs import new_stream, stored_by_layer
 from gonio.kvcache.layer import CompressedLayer, Prefill
+from gonio.kvcache.packed_attention import packed_cache, uses_packed
 from gonio.kvcache.side_data import (
     CodecState,
     pack_codecs,
@@ -123,7 +124,12 @@ class CacheCodec:
         return replace(self, keys=raw(self.keys), values=raw(self.values))
 
     def new_cache(
-        self, model: PreTrainedModel, *, prefill: Prefill = "exact", left_padding: int = 0
+        self,
+        model: PreTrainedModel,
+        *,
+        prefill: Prefill = "exact",
+        left_padding: int = 0,
+        scratch_bytes: int = 0,
     ) -> CompressedCache:
         """An empty cache for ``model.generate(past_key_values=...)`` that stores packed bytes only.
 
@@ -134,13 +140,17 @@ class CacheCodec:
             left_padding: Padding tokens before the longest-padded sequence of the batch. Sinks are
                 the first columns of the batch; with padding that many more are kept raw, so that
                 each sequence's own first tokens are among them.
+            scratch_bytes: Decoded tokens that all layers together may keep, so that a step decodes
+                only the rest; reported as ``scratch_bytes`` of the cache. 0 keeps none.
 
         Raises:
             CodecError: The model's attention has another shape than the codec's.
             ModelError: The model's kind of attention is not supported, or it wants a static or
                 compiled cache.
-            SettingError: The padding is negative, or the prefill unknown.
+            SettingError: The padding or the scratch is negative, or the prefill unknown.
         """
+        if scratch_bytes < 0:
+            raise SettingError(f"scratch_bytes must be >= 0, found {scratch_bytes}")
         if left_padding < 0 or prefill not in get_args(Prefill):
             raise SettingError(
                 f"left_padding must be >= 0 and prefill one of {', '.join(get_args(Prefill))}, "
@@ -154,14 +164,25 @@ class CacheCodec:
             )
         _check_model(model)
         sinks = self.sinks + left_padding if self.sinks else 0
-        layers = [self._layer(i, prefill, sinks) for i in range(self.layout.num_layers)]
-        return CompressedCache(layers, self.fingerprint)
+        limit = scratch_bytes // self.layout.num_layers
+        layers = [self._layer(i, prefill, sinks, limit) for i in range(self.layout.num_layers)]
+        cache = CompressedCache(layers, self.fingerprint)
+        return packed_cache(cache, model) if uses_packed(model) else cache
 
-    def _layer(self, index: int, prefill: Prefill, sinks: int) -> CompressedLayer:
+    def _layer(self, index: int, prefill: Prefill, sinks: int, scratch: int) -> CompressedLayer:
         key, value, window = self.keys[index], self.values[index], self.layout.window_of(index)
         if window is None:
-            return CompressedLayer(key, value, sinks=sinks, window=self.window, prefill=prefill)
-        return CompressedSlidingLayer(window, key, value, window=self.window, prefill=prefill)
+            return CompressedLayer(
+                key,
+                value,
+                sinks=sinks,
+                window=self.window,
+                prefill=prefill,
+                scratch_limit=scratch,
+            )
+        return CompressedSlidingLayer(
+            window, key, value, window=self.window, prefill=prefill, scratch_limit=scratch
+        )
 
     def roundtrip(self, layer: int, keys: Tensor, part: Part = "keys") -> Tensor:
         """Keys, or values, of one layer as a cache would return them all.

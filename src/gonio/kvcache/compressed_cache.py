@@ -36,15 +36,23 @@ class CompressedCache(Cache):
         return sum(layer.value_bytes for layer in self.layers)
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes of the memory behind every stored tensor, each allocation once.
+    def scratch_bytes(self) -> int:
+        """Bytes of decoded tokens that are kept to save time, in all layers."""
+        return sum(layer.scratch_bytes for layer in self.layers)
 
-        Equal to keys and values together when nothing is over-allocated or kept alive by a view.
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the memory behind every tensor of the cache, each allocation once.
+
+        Equal to keys, values and scratch together when nothing is over-allocated or kept alive by
+        a view.
         """
         storages = {
             storage.data_ptr(): storage.nbytes()
             for layer in self.layers
             for stream in layer.streams
-            for storage in (tensor.untyped_storage() for tensor in stream.tensors)
+            for tensor in (*stream.tensors, stream.scratch)
+            if tensor is not None
+            for storage in (tensor.untyped_storage(),)
         }
         return sum(storages.values())

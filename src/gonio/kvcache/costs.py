@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from gonio.kvcache.contract import Part, TensorCodec
+from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.stream import TokenStream
 from gonio.models.attention import AttentionLayout
 from gonio.quant.accounting import StoredBits
@@ -47,25 +50,41 @@ def stored_by_layer(
         dtype: What raw tokens are stored in: the model's dtype.
     """
     dim = layout.head_dim if part == "keys" else layout.value_dim
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn((1, layout.num_kv_heads, seq_len, dim), generator=generator).to(dtype)
-    known: dict[str, StoredBits] = {}  # layers alike but for the content of their side data
+    tokens = torch.zeros((), dtype=dtype).expand(1, layout.num_kv_heads, seq_len, dim)
     counted = []
     for layer, codec in enumerate(codecs):
-        settings, tensors = codec.state()
-        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        key = json.dumps([codec.method, settings, shapes, layout.window_of(layer)], sort_keys=True)
-        if key not in known:
-            stream = new_stream(codec, layout, layer, sinks=sinks, window=window)
-            stream.append(x)
-            held = layout.tokens_held(layer, seq_len)
-            if held < seq_len:
-                stream.remove_first(seq_len - held)
-            known[key] = StoredBits(
+        appending = cast(TensorCodec, _OneBlock(codec))  # nothing is read back
+        stream = new_stream(appending, layout, layer, sinks=sinks, window=window)
+        stream.append(tokens)
+        held = layout.tokens_held(layer, seq_len)
+        if held < seq_len:
+            stream.remove_first(seq_len - held)
+        counted.append(
+            StoredBits(
                 code_bytes=stream.stored_bytes - stream.metadata_bytes,
                 metadata_bytes=stream.metadata_bytes,
                 side_bytes=codec.side_bytes,
                 elements=layout.num_kv_heads * held * dim,
             )
-        counted.append(known[key])
+        )
     return counted
+
+
+@dataclass(frozen=True)
+class _OneBlock:
+    """Encodes the first block and repeats it: the contract gives every block the same bytes."""
+
+    codec: TensorCodec
+
+    @property
+    def block(self) -> int:
+        return self.codec.block
+
+    def encode(self, x: Tensor) -> EncodedTensor:
+        one, tokens = self.codec.encode(x[:, :, : self.block]), x.shape[2]
+        blocks = tokens // self.block
+        repeated = {
+            name: tensor.repeat(1, 1, blocks, *[1] * (tensor.ndim - 3))
+            for name, tensor in one.tensors.items()
+        }
+        return replace(one, tensors=repeated, tokens=tokens)

@@ -1,8 +1,8 @@
 """The k coordinates of each token that a codec got most wrong, stored as they are.
 
 Keeping the k largest errors leaves the least energy (theorem ``top_k_optimal``). Each costs
-16 bits for the number and ``ceil(log2 head_dim)`` for its place: at head_dim 64 and k = 2,
-0.6875 bits per element.
+16 bits for the number and ``ceil(log2 head_dim)`` for its place, the places of a token padded to
+whole bytes: at head_dim 64 and k = 2, 0.75 bits per element.
 
 Source: moe-gauge, part D; sparse outliers after KVQuant (Hooper et al. 2024, arXiv:2401.18079).
 """

@@ -35,6 +35,8 @@ class CompressedLayer(CacheLayerMixin):
         prefill: What attention reads on the first call. ``exact``: the fresh keys and values, as
             every serving system does. ``decoded``: the stored ones, so that all that a window
             reads has been through the codecs. From the second call on stored ones are read always.
+        scratch_limit: Bytes of decoded tokens that the layer may keep, shared evenly by those of
+            its streams that are coded; 0 decodes everything at each call.
     """
 
     is_compileable = False
@@ -50,11 +52,17 @@ class CompressedLayer(CacheLayerMixin):
         sinks: int = 0,
         window: int = 0,
         prefill: Prefill = "exact",
+        scratch_limit: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers is partly untyped
         self.prefill = prefill
-        self.key_stream = TokenStream(key_codec, sinks, window)
-        self.value_stream = TokenStream(value_codec or LosslessCodec(), sinks, window)
+        codecs = (key_codec, value_codec or LosslessCodec())
+        coded = [not isinstance(codec, LosslessCodec) for codec in codecs]
+        limits = [scratch_limit // max(sum(coded), 1) * each for each in coded]
+        self.key_stream, self.value_stream = (
+            TokenStream(codec, sinks, window, limit)
+            for codec, limit in zip(codecs, limits, strict=True)
+        )
 
     @property
     def streams(self) -> tuple[TokenStream, TokenStream]:
@@ -159,6 +167,11 @@ class CompressedLayer(CacheLayerMixin):
     def value_bytes(self) -> int:
         """Bytes stored for values."""
         return self.value_stream.stored_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of decoded keys and values that are kept beside the stored ones."""
+        return self.key_stream.scratch_bytes + self.value_stream.scratch_bytes
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         for stream in self.streams:

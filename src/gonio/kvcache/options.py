@@ -14,8 +14,16 @@ from gonio.kvcache.sensitivity import MetricKind
 from gonio.kvcache.sign_codec import ScaleKind
 from gonio.kvcache.transform_fit import Budget
 from gonio.kvcache.transforms import RotationKind, check_rotation_kind
+from gonio.quant.trellis import STATES
 
-__all__ = ["TRANSFORMS", "CodecOptions", "Method", "check_bits", "resolve_options"]
+__all__ = [
+    "TRANSFORMS",
+    "CodecOptions",
+    "Method",
+    "check_bits",
+    "option_names",
+    "resolve_options",
+]
 
 Method = Literal["sign", "residual_sign", "scalar", "affine", "transform", "entropy", "lossless"]
 TRANSFORMS = ("transform", "entropy")  # methods that need metrics and take fractional bits
@@ -30,7 +38,8 @@ class CodecOptions(TypedDict, total=False):
     (32). All of these: correction_rank (0: none), coefficients (float16), exceptions (0).
     ``transform`` and ``entropy``: metric (joined; see :mod:`gonio.kvcache.sensitivity`), budget
     (shared over layers and heads), floor (0.001, the least eigenvalue of a metric over their
-    mean); ``entropy`` also dead_zone (0.15 squared steps per bit).
+    mean); ``transform`` also states (16, of the trellis; 1 for none, 4 to 64), ``entropy`` also
+    dead_zone (0.15 squared steps per bit).
     """
 
     rotation: RotationKind
@@ -47,6 +56,7 @@ class CodecOptions(TypedDict, total=False):
     metric: MetricKind
     budget: Budget
     floor: float
+    states: int
     dead_zone: float
 
 
@@ -65,7 +75,7 @@ _DEFAULTS: dict[str, CodecOptions] = {
     "residual_sign": _SIGN,
     "scalar": CodecOptions(rotation="haar", centering="none", law="sphere", **_REFINEMENTS),
     "affine": CodecOptions(axis="channel", group=32, **_REFINEMENTS),
-    "transform": _WEIGHTED,
+    "transform": CodecOptions(states=16, **_WEIGHTED),
     "entropy": CodecOptions(dead_zone=0.15, **_WEIGHTED),
     "lossless": CodecOptions(),
 }
@@ -105,12 +115,21 @@ def resolve_options(
     for name in ("correction_rank", "exceptions", "iterations"):
         if found.get(name, 0) < 0:
             raise SettingError(f"{name} must be >= 0, found {found[name]}")
+    if found.get("states", 1) not in STATES:
+        raise SettingError(
+            f"states must be one of {', '.join(map(str, STATES))}, found {found['states']}"
+        )
     for name, kind in (("metric", MetricKind), ("budget", Budget)):
         if name in found and found[name] not in get_args(kind):
             raise SettingError(
                 f"{name} must be one of {', '.join(get_args(kind))}, found {found[name]!r}"
             )
     return found
+
+
+def option_names(method: str | None) -> tuple[str, ...]:
+    """Names of the options of a method; none for no method or an unknown one."""
+    return tuple(_DEFAULTS.get(method or "", ()))
 
 
 def check_bits(method: str, bits: float | None) -> float:

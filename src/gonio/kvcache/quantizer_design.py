@@ -1,7 +1,8 @@
 """Scalar quantizers fitted to samples of many coordinates at once.
 
-Two designs: levels of least error for a number of levels (Lloyd), and cells of least
-``error^2 + weight * bits`` on a grid of equal steps (Chou, Lookabaugh and Gray).
+Three designs: levels of least error for a number of levels (Lloyd), levels that a trellis chooses
+from (Lloyd's iteration around Viterbi's search), and cells of least ``error^2 + weight * bits`` on
+a grid of equal steps (Chou, Lookabaugh and Gray).
 """
 
 from __future__ import annotations
@@ -12,12 +13,21 @@ import torch
 from torch import Tensor
 
 from gonio.quant.scalar import gaussian_lloyd_max
+from gonio.quant.trellis import level_numbers, trellis_codes
 
-__all__ = ["RADIUS", "CellDesign", "cell_edges", "design_cells", "design_levels"]
+__all__ = [
+    "RADIUS",
+    "CellDesign",
+    "cell_edges",
+    "design_cells",
+    "design_levels",
+    "design_trellis",
+]
 
 LOOK_AHEAD = 6  # codes that one may lose to: rare codes between two frequent ones are skipped
 PRIOR = 4  # samples that the starting level of a cell counts for: rare cells keep it
 LLOYD_STEPS = 8
+TRELLIS_STEPS = (4, 4, 4, 1, 1)  # iterations: tokens per token that each looks at
 CELL_STEPS = 4
 RADIUS = 127  # largest code of a table; samples beyond are escapes, their own level
 ESCAPE_BITS = 28.0  # a rare code of a 12-bit table and 16 bits of the sample itself
@@ -62,6 +72,46 @@ def design_levels(rows: Tensor, width: int, *, steps: int = LLOYD_STEPS) -> tupl
             levels = (total + PRIOR * start) / (count + PRIOR)
             levels = levels.cummax(dim=1).values
     return levels, (rows - levels.gather(1, codes)).square().mean(dim=1)
+
+
+def design_trellis(rows: Tensor, widths: Tensor, states: int) -> list[Tensor]:
+    """Levels that a trellis of so many states chooses from with the least squared error.
+
+    Args:
+        rows: Samples ``(coordinates, n)`` in the order of the trellis, about zero mean.
+        widths: Bits of each coordinate, uint8; those of 0 bits are left out of the trellis.
+        states: Of the trellis.
+
+    Returns:
+        Of each coordinate its ``2^(width + 1)`` levels, ascending in each subset; 1 level (the
+        mean) where the width is 0.
+    """
+    found = [rows[i].mean()[None] for i in range(len(rows))]
+    coded = widths.nonzero()[:, 0]
+    if not coded.numel():
+        return found
+    rows, widths = rows[coded], widths[coded]
+    start = rows.new_zeros((len(rows), 2 << int(widths.max())))
+    for width in widths.unique().tolist():
+        where = (widths == width).nonzero()[:, 0]
+        start[where, : 2 << width] = _spread_levels(rows[where], width + 1)
+    levels = start
+    for thinning in TRELLIS_STEPS:
+        some = rows[:, :: thinning if rows.shape[1] >= 1024 * thinning else 1].contiguous()
+        numbers = level_numbers(trellis_codes(some, levels, widths, states), states)
+        count, total = _sums(numbers, some, levels.shape[1])
+        levels = (total + PRIOR * levels) / (count + PRIOR)
+    for i, (own, width) in enumerate(zip(levels, widths.tolist(), strict=True)):
+        found[int(coded[i])] = own[: 2 << width]
+    return found
+
+
+def _spread_levels(rows: Tensor, width: int) -> Tensor:
+    """Levels to start from: those of the normal law above 8 bits, which no samples fill."""
+    if width <= 8:
+        return design_levels(rows, width, steps=3)[0]
+    spread = rows.square().mean(dim=1, keepdim=True).sqrt()
+    return spread * 4 * torch.linspace(-1, 1, 1 << width, dtype=rows.dtype)
 
 
 def cell_edges(levels: Tensor, lengths: Tensor, weight: float) -> Tensor:

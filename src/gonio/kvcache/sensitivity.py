@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricKind", "MetricSamples", "collect_metrics", "joined_metrics"]
 
+_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MetricKind = Literal["joined", "local", "fisher", "plain"]
 
 
@@ -38,8 +39,7 @@ class MetricSamples(CacheSamples):
     Attributes:
         key_local: Per layer ``E[q q^T]`` in squared units of attention scores, float64
             ``(num_kv_heads, head_dim, head_dim)``.
-        value_local: Per layer ``W_o^T W_o`` summed over the group; the identity where the
-            projection is not found.
+        value_local: Per layer ``W_o^T W_o`` summed over the group.
         key_fisher: Per layer ``E[g g^T]`` of keys.
         value_fisher: The same of values.
     """
@@ -101,13 +101,14 @@ def collect_metrics(
 
     Raises:
         ShapeError: ``windows`` is not two-dimensional, or no longer than ``skip``.
-        ModelError: The model's attention is not supported.
+        ModelError: The model's attention is not supported, or its output projection not found.
     """
     if windows.ndim != 2 or windows.shape[1] <= skip:
         raise ShapeError(
             f"windows must be (num_windows, length > {skip}), found {tuple(windows.shape)}"
         )
     layout = attention_layout(model.config)
+    projections = _projection_metrics(model, layout)  # fails before the model runs
     sums = _Sums(layout, windows.shape, skip)
     generator = torch.Generator().manual_seed(seed)
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -128,7 +129,7 @@ def collect_metrics(
         tuple(sums.keys),
         torch.arange(windows.shape[1]),
         tuple(sums.values),
-        value_local=_projection_metrics(model, layout),
+        value_local=projections,
         **average,
     )
 
@@ -181,8 +182,7 @@ class _Sums:
         for call in calls:
             self.keys[call.layer][index] = call.key.detach()[0]
             self.values[call.layer][index] = call.value.detach()[0]
-            scale = getattr(call, "scale", None) or call.query.shape[-1] ** -0.5
-            query = call.query.detach()[0].unflatten(0, (call.key.shape[1], -1)) * scale
+            query = call.query.detach()[0].unflatten(0, (call.key.shape[1], -1)) * call.scale
             each = {
                 "key_local": query,
                 "key_fisher": call.key.grad,
@@ -198,14 +198,13 @@ class _Sums:
 
 def _projection_metrics(model: PreTrainedModel, layout: AttentionLayout) -> tuple[Tensor, ...]:
     """``W_o^T W_o`` of each key-value head, summed over its group."""
-    names = ("o_proj", "out_proj", "dense", "c_proj", "wo")
     width = layout.num_heads * layout.value_dim
     found: dict[int, Tensor] = {}
     for module in model.modules():
         layer = getattr(module, "layer_idx", None)
         if not isinstance(layer, int):
             continue
-        for name in names:
+        for name in _PROJECTIONS:
             weight = getattr(getattr(module, name, None), "weight", None)
             if weight is None or width not in weight.shape:
                 continue
@@ -215,8 +214,14 @@ def _projection_metrics(model: PreTrainedModel, layout: AttentionLayout) -> tupl
             blocks = matrix.unflatten(1, (layout.num_kv_heads, -1, layout.value_dim))
             rows = blocks.permute(1, 2, 0, 3).flatten(1, 2)
             found[layer] = rows.mT @ rows
-    eye = torch.eye(layout.value_dim, dtype=torch.float64).repeat(layout.num_kv_heads, 1, 1)
-    return tuple(found.get(layer, eye) for layer in range(layout.num_layers))
+    missing = [layer for layer in range(layout.num_layers) if layer not in found]
+    if missing:
+        raise ModelError(
+            f"{type(model).__name__}: no output projection of attention in layers {missing}, so "
+            f"what errors of values cost is not known\nExpected a module {', '.join(_PROJECTIONS)} "
+            f"whose weight takes {width} features, in a module with a layer_idx."
+        )
+    return tuple(found[layer] for layer in range(layout.num_layers))
 
 
 def _trace(x: Tensor) -> Tensor:

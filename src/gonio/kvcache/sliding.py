@@ -27,6 +27,7 @@ class CompressedSlidingLayer(CompressedLayer):
         value_codec: How values are stored; as they are unless given.
         window: Most recent tokens kept raw.
         prefill: What attention reads on the first call, see :class:`CompressedLayer`.
+        scratch_limit: Bytes of decoded tokens that the layer may keep.
     """
 
     is_sliding = True
@@ -39,8 +40,11 @@ class CompressedSlidingLayer(CompressedLayer):
         *,
         window: int = 0,
         prefill: Prefill = "exact",
+        scratch_limit: int = 0,
     ) -> None:
-        super().__init__(key_codec, value_codec, window=window, prefill=prefill)
+        super().__init__(
+            key_codec, value_codec, window=window, prefill=prefill, scratch_limit=scratch_limit
+        )
         self.sliding_window = sliding_window
         self.cumulative_length = 0
         self.record_past = False

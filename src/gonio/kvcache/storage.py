@@ -21,7 +21,7 @@ from gonio.kvcache.stream import TokenStream
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["load_cache", "save_cache"]
+__all__ = ["cached_tokens", "load_cache", "save_cache"]
 
 _HEADER = "gonio_cache"
 _PARTS = ("keys", "values")
@@ -69,14 +69,17 @@ class _Header(BaseModel):
     fingerprint: str
     prefill: Prefill
     layers: list[_Layer]
+    tokens: list[int] | None = None
 
 
-def save_cache(cache: CompressedCache, path: Path | str) -> Path:
+def save_cache(cache: CompressedCache, path: Path | str, *, tokens: Tensor | None = None) -> Path:
     """Write a filled cache, as it is stored, to one safetensors file, atomically.
 
     Args:
         cache: A cache of :meth:`CacheCodec.new_cache`, filled or empty.
         path: File to write.
+        tokens: Token ids ``(n,)`` of the text to continue, those in the cache first; whoever
+            loads it can then tell what it holds (:func:`cached_tokens`).
 
     Raises:
         CodecError: The cache is not one of gonio's.
@@ -96,7 +99,13 @@ def save_cache(cache: CompressedCache, path: Path | str) -> Path:
         dtype = str(layer.dtype).removeprefix("torch.") if layer.is_initialized else None
         layers.append(_Layer(seen=layer.get_seq_length(), dtype=dtype, streams=streams))
     prefill = cache.layers[0].prefill
-    header = _Header(format=1, fingerprint=cache.fingerprint, prefill=prefill, layers=layers)
+    header = _Header(
+        format=1,
+        fingerprint=cache.fingerprint,
+        prefill=prefill,
+        layers=layers,
+        tokens=None if tokens is None else tokens.tolist(),
+    )
     write_container(Path(path), _HEADER, header, tensors)
     return Path(path)
 
@@ -115,9 +124,7 @@ def load_cache(path: Path | str, model: PreTrainedModel, codec: CacheCodec) -> C
         ModelError: The model's attention is not supported.
     """
     path = Path(path)
-    header, tensors = read_container(
-        path, _HEADER, _Header, what="cache", cure="Make one with gonio.kvcache.save_cache."
-    )
+    header, tensors = _read(path)
     cache = codec.new_cache(model, prefill=header.prefill)
     if header.fingerprint != cache.fingerprint or len(header.layers) != len(cache.layers):
         raise CodecError(
@@ -131,6 +138,27 @@ def load_cache(path: Path | str, model: PreTrainedModel, codec: CacheCodec) -> C
     except KeyError as error:
         raise CodecError(f"the cache in {path} lacks tensor {error}") from error
     return cache
+
+
+def cached_tokens(path: Path | str) -> Tensor:
+    """The token ids ``(n,)`` a cache was saved with; those it holds are the first.
+
+    Raises:
+        CodecError: The file is missing or broken, or was saved without tokens.
+    """
+    header, _ = _read(Path(path))
+    if header.tokens is None:
+        raise CodecError(
+            f"the cache in {path} does not say which tokens it holds\n"
+            "Save it with save_cache(cache, path, tokens=...)."
+        )
+    return torch.tensor(header.tokens)
+
+
+def _read(path: Path) -> tuple[_Header, dict[str, Tensor]]:
+    return read_container(
+        path, _HEADER, _Header, what="cache", cure="Make one with gonio.kvcache.save_cache."
+    )
 
 
 def _pack(stream: TokenStream, prefix: str, tensors: dict[str, Tensor]) -> _Stream:

@@ -4,6 +4,9 @@ New tokens join the recent part. Whenever it exceeds its window by a block, its 
 blocks are encoded and appended: what is encoded is never encoded again, and its bytes never
 change. The encoded part is a list of runs, each at least twice as long as the next, merged as it
 grows: no slack is allocated, and a token is copied O(log tokens) times in all.
+
+Reading decodes every run each time. On request a stream keeps the first decoded tokens, up to a
+number of bytes, and decodes the rest only: memory for time, reported apart from what is stored.
 """
 
 from __future__ import annotations
@@ -31,17 +34,23 @@ class TokenStream:
         codec: How whole blocks are stored.
         sinks: First tokens kept raw, at least 0.
         window: Most recent tokens kept raw, at least 0.
+        scratch_limit: Bytes of decoded tokens that reading may keep, at least 0.
 
     Attributes:
         sink_part: Raw first tokens ``(batch, num_kv_heads, tokens, head_dim)``, or None.
         runs: Encoded runs, in order.
         recent: Raw last tokens, or None.
+        scratch: The first encoded tokens as decoded, or None.
     """
 
-    def __init__(self, codec: TensorCodec, sinks: int = 0, window: int = 0) -> None:
+    def __init__(
+        self, codec: TensorCodec, sinks: int = 0, window: int = 0, scratch_limit: int = 0
+    ) -> None:
         self.codec = codec
         self.sinks = sinks
         self.window = window
+        self.scratch_limit = scratch_limit
+        self.scratch: Tensor | None = None
         self.sink_part: Tensor | None = None
         self.runs: list[EncodedTensor] = []
         self.recent: Tensor | None = None
@@ -63,7 +72,7 @@ class TokenStream:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Every stored tensor."""
+        """Every stored tensor; the scratch, which can be made again, is none."""
         raw = [part for part in (self.sink_part, self.recent) if part is not None]
         return raw + [tensor for run in self.runs for tensor in run.tensors.values()]
 
@@ -71,6 +80,11 @@ class TokenStream:
     def stored_bytes(self) -> int:
         """Bytes of every stored tensor, raw tokens included."""
         return tensor_bytes(*self.tensors)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of decoded tokens that are kept, beside :attr:`stored_bytes`."""
+        return 0 if self.scratch is None else tensor_bytes(self.scratch)
 
     @property
     def metadata_bytes(self) -> int:
@@ -98,7 +112,7 @@ class TokenStream:
         Raises:
             CodecError: Nothing is stored.
         """
-        parts = [self.sink_part, *(self.codec.decode(run) for run in self.runs), self.recent]
+        parts = [self.sink_part, *self._decoded(), self.recent]
         present = [part for part in parts if part is not None]
         if not present:
             raise CodecError("an empty cache has nothing to read")
@@ -114,6 +128,8 @@ class TokenStream:
         kept = self.encoded_tokens - (count - from_recent)
         if kept >= self.encoded_tokens:
             return
+        whole = kept // self.codec.block * self.codec.block
+        self.scratch = _shorten(self.scratch, _length(self.scratch) - whole)
         if kept < 0:
             self.sink_part = _shorten(self.sink_part, -kept)
             self.runs = []
@@ -131,6 +147,7 @@ class TokenStream:
         """
         if self.sink_part is not None:
             raise CodecError("the first tokens of this cache are kept as sinks")
+        before = self.encoded_tokens
         while self.runs and self.runs[0].tokens <= count:
             count -= self.runs.pop(0).tokens
         if self.runs:
@@ -140,17 +157,41 @@ class TokenStream:
                 self.runs[0] = run.slice(whole, run.tokens)
         elif self.recent is not None and count:
             self.recent = _copy(self.recent[:, :, count:]) if count < _length(self.recent) else None
+        gone = before - self.encoded_tokens
+        if self.scratch is not None and gone:
+            rest = self.scratch[:, :, gone:]
+            self.scratch = _copy(rest) if rest.shape[_TOKEN_AXIS] else None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply ``function``, which acts on the batch axis or the device, to all that is stored."""
         self.sink_part = None if self.sink_part is None else function(self.sink_part)
         self.recent = None if self.recent is None else function(self.recent)
+        self.scratch = None if self.scratch is None else function(self.scratch)
+        if self.scratch_bytes > self.scratch_limit:  # the batch has grown
+            self.scratch = None
         self.runs = [run.map(function) for run in self.runs]
 
     def clear(self) -> None:
         """Forget every token."""
-        self.sink_part = self.recent = None
+        self.sink_part = self.recent = self.scratch = None
         self.runs = []
+
+    def _decoded(self) -> list[Tensor]:
+        """Every encoded token as decoded; the scratch grows to what its limit allows."""
+        kept = _length(self.scratch)
+        parts = [] if self.scratch is None else [self.scratch]
+        start = 0
+        for run in self.runs:
+            if start + run.tokens > kept:
+                rest = run.slice(kept - start, run.tokens) if kept > start else run
+                parts.append(self.codec.decode(rest))
+            start += run.tokens
+        if self.scratch_limit and parts and kept < start:
+            size = parts[0].element_size() * parts[0][:, :, 0].numel() * self.codec.block
+            wanted = min(start, self.scratch_limit // size * self.codec.block)
+            if wanted > kept:
+                self.scratch = _copy(torch.cat(parts, dim=_TOKEN_AXIS)[:, :, :wanted])
+        return parts
 
     def _push(self, run: EncodedTensor) -> None:
         self.runs.append(run)
@@ -182,5 +223,7 @@ def _join(part: Tensor | None, more: Tensor) -> Tensor:
 
 
 def _shorten(part: Tensor | None, count: int) -> Tensor | None:
+    if count <= 0:
+        return part
     kept = _length(part) - count
     return _copy(part[:, :, :kept]) if part is not None and kept > 0 else None

@@ -16,10 +16,16 @@ import torch
 from scipy.stats import differential_entropy
 from torch import Tensor
 
-from gonio.errors import SettingError
+from gonio.errors import DataError, SettingError
 from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.entropy_codec import BLOCK, EntropyCodec, overhead_bits
-from gonio.kvcache.quantizer_design import RADIUS, CellDesign, design_cells, design_levels
+from gonio.kvcache.quantizer_design import (
+    RADIUS,
+    CellDesign,
+    design_cells,
+    design_levels,
+    design_trellis,
+)
 from gonio.kvcache.sensitivity import MetricSamples
 from gonio.kvcache.transform_codec import TransformCodec
 from gonio.kvcache.weighted_basis import WeightedBasis, fit_basis, head_moments
@@ -40,6 +46,7 @@ LARGEST_WIDTH = 8
 EMPIRICAL_WIDTH = 5  # wider codebooks have fewer samples per level than they need
 SUBSAMPLE = 8  # tokens per token that the search for the step and the widths looks at
 SEARCH_STEPS = 12
+TRELLIS_GAIN = 0.77  # of the error, wherever there is a bit: 0.7 dB at 1 bit, 1.3 from 2 on
 LEAST_OTHERS = 0.005  # of a table's range that codes other than the first take, at least
 FINE = 64  # whole counts per sample, so that the prior's share counts too
 
@@ -59,13 +66,16 @@ def fit_transform_codecs(
         bits: Mean bits per element, above 0 and at most 8.
         vectors: Per layer ``(windows, num_kv_heads, tokens, dim)``, without sinks.
         metrics: Per layer ``(num_kv_heads, dim, dim)``.
-        options: ``budget`` and ``floor``.
+        options: ``budget``, ``floor`` and ``states``.
         progress: Called with (what, layers done, layers).
     """
     bases = _bases(vectors, metrics, options["floor"])
     errors = []
     for layer, (basis, x) in enumerate(zip(bases, vectors, strict=True)):
-        errors.append(_errors_by_width(_some(basis.apply(x))))
+        found = _errors_by_width(_some(basis.apply(x)))
+        if options["states"] > 1:
+            found[:, 1:] *= TRELLIS_GAIN
+        errors.append(found)
         _tell(progress, "measuring rates", layer, len(bases))
     heads, dim = bases[0].heads, bases[0].dim
     table = torch.stack(errors)  # (layers, heads * dim, widths)
@@ -79,7 +89,7 @@ def fit_transform_codecs(
     for layer, (basis, x, own) in enumerate(
         zip(bases, vectors, widths.view(len(bases), heads * dim), strict=True)
     ):
-        codecs.append(_fixed_codec(basis, basis.apply(x), own))
+        codecs.append(_fixed_codec(basis, basis.apply(x), own, options["states"]))
         _tell(progress, "fitting codebooks", layer, len(bases))
     return tuple(codecs)
 
@@ -175,13 +185,21 @@ def excess_over_limit(
         One row per layer: ``layer``, ``bits`` (stored, per element), ``error`` (mean squared, per
         token and head), ``gaussian`` and ``shannon`` (the same at the limits), and the excess over
         them in dB, ``over_gaussian`` and ``over_shannon``.
+
+    Raises:
+        DataError: The samples do not fill a block.
     """
     vectors = samples.keys if part == "keys" else samples.values
     metrics = samples.key_local if part == "keys" else samples.value_local
     rows = []
     for layer, (codec, x, metric) in enumerate(zip(codecs, vectors, metrics, strict=True)):
-        tokens = (x.shape[2] - skip) // codec.block * codec.block
-        x = x[:, :, skip : skip + tokens]
+        x = x[:, :, skip:].transpose(0, 1).flatten(1, 2)[None]  # windows one after another
+        tokens = x.shape[2] // codec.block * codec.block
+        if not tokens:
+            raise DataError(
+                f"{x.shape[2]} tokens hold no block of {codec.block} to measure layer {layer} on"
+            )
+        x = x[:, :, :tokens]
         encoded = codec.encode(x)
         difference = (codec.decode(encoded) - x).transpose(0, 1).flatten(1, 2).double()
         error = torch.einsum("hti,hij,htj->ht", difference, metric, difference).mean().item()
@@ -225,17 +243,20 @@ def _errors_by_width(rows: Tensor) -> Tensor:
     return torch.stack(errors, dim=1)
 
 
-def _fixed_codec(basis: WeightedBasis, rows: Tensor, widths: Tensor) -> TransformCodec:
+def _fixed_codec(basis: WeightedBasis, rows: Tensor, widths: Tensor, states: int) -> TransformCodec:
     """The codec of one layer; its unit makes the largest level 1000, for float16."""
     unit = max(rows.abs().max().item() / 1000, torch.finfo(torch.float32).tiny)
     stored = basis.scaled(unit).stored()
-    levels: list[Tensor] = [torch.empty(0)] * len(widths)
-    for width in widths.unique().tolist():
-        where = (widths == width).nonzero()[:, 0]
-        found, _ = design_levels(rows[where] / unit, width)
-        for coordinate, own in zip(where.tolist(), found, strict=True):
-            levels[coordinate] = own
-    return TransformCodec(stored, widths, torch.cat(levels).to(torch.float16))
+    if states > 1:
+        levels = design_trellis(rows / unit, widths, states)
+    else:
+        levels = [torch.empty(0)] * len(widths)
+        for width in widths.unique().tolist():
+            where = (widths == width).nonzero()[:, 0]
+            found, _ = design_levels(rows[where] / unit, width)
+            for coordinate, own in zip(where.tolist(), found, strict=True):
+                levels[coordinate] = own
+    return TransformCodec(stored, widths, torch.cat(levels).to(torch.float16), states)
 
 
 def _step(some: Sequence[Tensor], bits: float, weight: float) -> float:

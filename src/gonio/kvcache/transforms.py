@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gonio.errors import SettingError
 from gonio.kvcache.frame import CenteringKind, Frame
-from gonio.kvcache.observe import KeySamples
+from gonio.kvcache.samples import KeySamples
 from gonio.linalg.rotations import haar_rotation, learned_sign_rotation, randomized_hadamard
 
 __all__ = ["RotationKind", "check_rotation_kind", "fit_frames", "key_rotations"]

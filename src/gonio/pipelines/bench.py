@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gonio.models import load_model, load_text, open_weights, split_tokens, token_windows
+from gonio.models.texts import spread_windows
 from gonio.records import InputFile, file_input, text_input
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Bench", "TokenBudget", "open_bench"]
+    from gonio.kvcache import CacheCodec
+
+__all__ = ["Bench", "TokenBudget", "open_bench", "reserved_tokens"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,15 @@ class TokenBudget:
         calibration: Tokens from the front of the text.
         evaluation: Tokens from its back.
         window: Tokens per window.
+        spread: First tokens of the text that the calibration windows are spread over evenly; 0
+            takes them one after another from the front. A few neighboring pages are narrower than
+            a text, and what is calibrated on them fits other texts worse.
     """
 
     calibration: int = 4096
     evaluation: int = 3072
     window: int = 512
+    spread: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Bench:
         calibration: Token ids ``(num_windows, window)``.
         evaluation: Token ids ``(num_windows, window)``, disjoint from ``calibration``.
         inputs: Name and hash of the weights and the text, for records.
+        spread: First tokens of the text that ``calibration`` was picked from; 0 for all of them.
     """
 
     source: str
@@ -55,6 +64,7 @@ class Bench:
     calibration: Tensor
     evaluation: Tensor
     inputs: tuple[InputFile, ...]
+    spread: int = 0
 
 
 def open_bench(source: str | Path, text: str | Path, budget: TokenBudget) -> Bench:
@@ -73,18 +83,21 @@ def open_bench(source: str | Path, text: str | Path, budget: TokenBudget) -> Ben
     with open_weights(source) as weights:
         inputs = [file_input(path, f"{source}/{path.name}") for path in weights.files]
     model, tokenizer = load_model(source)
-    split = split_tokens(
-        tokenizer, loaded_text, calibration=budget.calibration, evaluation=budget.evaluation
-    )
+    front = max(budget.calibration, budget.spread)
+    split = split_tokens(tokenizer, loaded_text, calibration=front, evaluation=budget.evaluation)
+    calibration = _windows(split.calibration, budget.window)
+    if budget.spread:
+        calibration = spread_windows(calibration, budget.calibration // budget.window)
     return Bench(
         source=str(source),
         model=model,
         tokenizer=tokenizer,
         text_name=loaded_text.name,
         text_sha256=loaded_text.sha256,
-        calibration=_windows(split.calibration, budget.window),
+        calibration=calibration,
         evaluation=_windows(split.evaluation, budget.window),
         inputs=(*inputs, text_input(loaded_text.name, loaded_text.text)),
+        spread=budget.spread,
     )
 
 
@@ -92,3 +105,12 @@ def _windows(tokens: Tensor, window: int) -> Tensor:
     if tokens.numel() == 0:
         return tokens.new_empty((0, window))
     return token_windows(tokens, window)
+
+
+def reserved_tokens(codecs: Iterable[CacheCodec], text: str) -> int:
+    """Tokens at the front of a text that some codec was calibrated on."""
+    sha256 = load_text(text).sha256
+    facts = [codec.provenance for codec in codecs]
+    return max(
+        [int(f["calibration_tokens"]) for f in facts if f.get("text_sha256") == sha256], default=0
+    )

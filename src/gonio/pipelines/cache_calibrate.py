@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
+from torch import Tensor
 
-from gonio.kvcache import CacheCodec, KeySamples, calibrate_from_samples, collect_cache
+from gonio.kvcache import (
+    CacheCodec,
+    KeySamples,
+    calibrate_from_samples,
+    collect_cache,
+    collect_metrics,
+    excess_over_limit,
+)
+from gonio.kvcache.calibrate import SINK_TOKENS
+from gonio.kvcache.contract import Part
 from gonio.kvcache.options import TRANSFORMS
-from gonio.kvcache.sensitivity import collect_metrics
 from gonio.pipelines.bench import Bench
 from gonio.records import Measurement, Value, make_measurement, make_value
 
 __all__ = ["calibrate_cache"]
 
 _LENGTHS = (512, 4096, 32768)
+_LIMITS = {"gaussian": "Gaussian rate-distortion function", "shannon": "Shannon lower bound"}
 
 
 def calibrate_cache(
@@ -24,6 +35,7 @@ def calibrate_cache(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     samples: KeySamples | None = None,
+    held_out: Tensor | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[CacheCodec, Measurement]:
     """A codec calibrated on the bench's calibration windows, and what it costs.
@@ -34,11 +46,15 @@ def calibrate_cache(
             value_bits, value_options, sinks, recent and the options of the key method.
         seed: Seed of random rotations and starts.
         samples: Keys and values of the calibration windows, when already collected.
+        held_out: Windows ``(num_windows, length)``, disjoint from those of calibration, on which
+            ``transform`` and ``entropy`` codecs are set beside two limits.
         progress: Called as ``progress(what, done, total)``.
 
     Returns:
         The codec, and a measurement of kind ``cache-calibration`` with tables ``lengths`` (bits
-        per element and compression by context length, keys and values apart) and ``layers``.
+        per element and compression by context length, keys and values apart), ``layers``, and
+        with held-out windows ``limits`` (:func:`gonio.kvcache.excess_over_limit` by part and
+        layer).
 
     Raises:
         SettingError: A setting is unknown, out of range or not one of the method's.
@@ -52,27 +68,79 @@ def calibrate_cache(
     codec = calibrate_from_samples(
         samples,
         seed=seed,
-        provenance={
-            "model": bench.source,
-            "text": bench.text_name,
-            "text_sha256": bench.text_sha256,
-            "calibration_tokens": bench.calibration.numel(),
-            "window": bench.calibration.shape[1],
-        },
+        provenance=_provenance(bench),
         progress=progress,
         **chosen,
     )
     lengths = pd.DataFrame([_length_row(codec, length) for length in _LENGTHS])
+    tables = {"lengths": lengths, "layers": codec.describe_layers()}
+    if held_out is not None and len(held_out) and _weighted_parts(codec):
+        tables["limits"] = _limits(bench, codec, held_out, seed, progress)
     measurement = make_measurement(
         "cache-calibration",
         f"Codec for the cache of {bench.source}: {codec.method}",
         settings={"model": bench.source, "text": bench.text_name, **dict(codec.provenance)},
-        values=_values(codec),
-        tables={"lengths": lengths, "layers": codec.describe_layers()},
+        values=_values(codec) + _limit_values(tables.get("limits")),
+        tables=tables,
         inputs=bench.inputs,
         seed=seed,
     )
     return codec, measurement
+
+
+def _provenance(bench: Bench) -> dict[str, Any]:
+    """Where the codec comes from; ``calibration_tokens`` of the text's front are not to be scored.
+
+    Of windows spread over the front, ``calibration_read`` says how many tokens they have.
+    """
+    read = bench.calibration.numel()
+    facts = {
+        "model": bench.source,
+        "text": bench.text_name,
+        "text_sha256": bench.text_sha256,
+        "calibration_tokens": max(read, bench.spread),
+        "window": bench.calibration.shape[1],
+    }
+    return facts | ({"calibration_read": read} if bench.spread else {})
+
+
+def _weighted_parts(codec: CacheCodec) -> list[Part]:
+    """The parts that are coded in a weighted basis in every layer."""
+    return [
+        part for part in get_args(Part) if all(each.method in TRANSFORMS for each in codec.of(part))
+    ]
+
+
+def _limits(
+    bench: Bench,
+    codec: CacheCodec,
+    held_out: Tensor,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> pd.DataFrame:
+    """Excess over the limits by part and layer, on text that calibration did not read."""
+    skip = max(SINK_TOKENS, codec.sinks)
+    seen = collect_metrics(bench.model, held_out, skip=skip, seed=seed, progress=progress)
+    found = {
+        part: excess_over_limit(codec.of(part), seen, part, skip) for part in _weighted_parts(codec)
+    }
+    table = pd.concat(found, names=["part"]).reset_index(level="part")
+    return table.assign(tokens=held_out.numel()).reset_index(drop=True)
+
+
+def _limit_values(limits: pd.DataFrame | None) -> list[Value]:
+    if limits is None:
+        return []
+    return [
+        make_value(
+            f"{part}_over_{name}",
+            10 * math.log10(rows["error"].sum() / rows[name].sum()),
+            unit="dB",
+            note=f"error of all layers over the {limit}, {rows['tokens'].iloc[0]} held-out tokens",
+        )
+        for part, rows in limits.groupby("part", sort=False)
+        for name, limit in _LIMITS.items()
+    ]
 
 
 def _length_row(codec: CacheCodec, length: int) -> dict[str, float]:

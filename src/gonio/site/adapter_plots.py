@@ -16,6 +16,7 @@ from gonio.site.fleet_figures import fleet_figure
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
 from gonio.site.publish import require_suffix, save_chart
 from gonio.site.spectrum_figures import ratio_heatmap, spectrum_figure
+from gonio.site.sweep_figures import sweep_figure
 
 __all__ = ["PLOTS", "plot_figures", "plot_measurement"]
 
@@ -24,6 +25,10 @@ Draw = Callable[[Sequence[SiteRecord]], Figure | None]
 
 def _fleet(records: Sequence[SiteRecord]) -> Figure | None:
     return fleet_figure(records[0])
+
+
+def _sweep(records: Sequence[SiteRecord]) -> Figure | None:
+    return sweep_figure(records[0])
 
 
 # Kind of record to its plots by name.
@@ -36,6 +41,7 @@ PLOTS: dict[str, dict[str, Draw]] = {
     "adapter-base-overlap": {"overlap": base_overlap_figure, "gain": gain_figure},
     "adapter-pair": {"overlap": pair_overlap_figure, "cosine": cosine_figure},
     "adapter-fleet": {"fleet": _fleet},
+    "adapter-sweep": {"sweep": _sweep},
 }
 # What is drawn, top to bottom, unless a plot is named; the next one where a record lacks its table.
 _DEFAULTS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -43,6 +49,7 @@ _DEFAULTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "adapter-base-overlap": (("overlap",),),
     "adapter-pair": (("overlap",),),
     "adapter-fleet": (("fleet",),),
+    "adapter-sweep": (("sweep",),),
 }
 
 

@@ -33,6 +33,9 @@ def to_json(measurement: Measurement) -> str:
 def read_json(path: Path) -> Measurement:
     """Read what :func:`to_json`, or a command with ``--json``, wrote.
 
+    Of a file of theorem statuses, the record of its checks, in which the statuses are those that
+    were computed with the proofs of that file.
+
     Raises:
         RecordError: The file cannot be read, is not of that form, or lacks a table.
     """
@@ -42,6 +45,13 @@ def read_json(path: Path) -> Measurement:
         raise RecordError(f"no record at {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RecordError(f"not a record: {path} is not JSON ({error})") from error
+    if isinstance(content, dict) and {"theorems", "checks"} <= set(content):
+        content = content["checks"]
+        if content is None:
+            raise RecordError(
+                f"{path} holds statuses of theorems without their checks, which the site shows\n"
+                "Write it again without --no-checks."
+            )
     if not isinstance(content, dict) or set(content) != {"record", "tables"}:
         raise RecordError(
             f"not a record: {path}\n  expected an object with the fields record and tables, as "

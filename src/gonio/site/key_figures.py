@@ -18,6 +18,7 @@ from gonio.site.charts import (
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, pivot_table
+from gonio.site.heat_maps import head_height, layer_heat_map
 from gonio.site.numbers import chart_number, rows_of, show
 
 if TYPE_CHECKING:
@@ -230,41 +231,25 @@ def _heat_chart(
         }
         for row in rows_of(frame)
     ]
-    heads = len({row["head"] for row in rows})
     low, middle, high = domain
     scale = alt.Scale(domain=[low, high], domainMid=middle)
-    chart = (
-        alt.Chart(data_of(rows))
-        .mark_rect(style="cell")
-        .encode(
-            x=alt.X(
-                "layer",
-                type="ordinal",
-                axis=alt.Axis(values=_ticks(frame["layer"].tolist()), labelAngle=0, grid=False),
-            ),
-            y=alt.Y("head", type="ordinal", title="head", axis=alt.Axis(grid=False)),
-            color=alt.Color("cosine", type="quantitative", scale=scale, legend=None),
-            tooltip=tooltips(
-                {
-                    "layer": "layer",
-                    "head": "head",
-                    "cosine": "mean 1-bit cosine",
-                    "low": "interval, low",
-                    "high": "interval, high",
-                    "beta": "beta",
-                },
-                dict.fromkeys(("cosine", "low", "high", "beta"), ".4~g"),
-            ),
-        )
+    numbers = ("cosine", "low", "high", "beta")
+    return layer_heat_map(
+        rows,
+        y=alt.Y("head", type="ordinal", title="head", axis=alt.Axis(grid=False)),
+        color=alt.Color("cosine", type="quantitative", scale=scale, legend=None),
+        told={
+            "layer": "layer",
+            "head": "head",
+            "cosine": "mean 1-bit cosine",
+            "low": "interval, low",
+            "high": "interval, high",
+            "beta": "beta",
+        },
+        formats=dict.fromkeys(numbers, ".4~g"),
+        height=head_height(rows),
+        words=words,
     )
-    return finish(chart, height=min(320, max(60, 24 * heads)), description=words)
-
-
-def _ticks(layers: Sequence[int]) -> list[int]:
-    """Layers to label: all of a few, every fifth or tenth of many."""
-    distinct = sorted(set(layers))
-    step = 1 if len(distinct) <= 12 else 5 if len(distinct) <= 60 else 10
-    return [layer for layer in distinct if layer % step == 0]
 
 
 def _line_chart(

@@ -9,17 +9,23 @@ from importlib.resources import files
 from typing import Any
 
 from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
+from gonio.site.allocation_figures import allocation_figures
 from gonio.site.cache_figures import evaluation_figures, perplexity_figure
+from gonio.site.certificate_figures import certificate_figures
 from gonio.site.collection import Collection, SiteRecord
 from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.figure import Figure
 from gonio.site.fleet_figures import fleet_figure
 from gonio.site.formula import to_mathml
-from gonio.site.key_figures import convergence_figure, cosine_heatmap, cosine_lines
+from gonio.site.observation_figures import observation_figures
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
+from gonio.site.pareto_figures import comparison_figures
 from gonio.site.protractor import make_protractor
 from gonio.site.spectrum_figures import ratio_heatmap, spectrum_figure
 from gonio.site.statements import STATUS_MEANINGS, Card, Use, count_families, make_cards
+from gonio.site.study_behavior_figures import behavior_figure, bitfit_figure
+from gonio.site.study_figures import overlap_figure, step_figure, width_figure
+from gonio.site.sweep_figures import sweep_figure
 from gonio.site.training_figures import training_figure
 from gonio.theorems import Family
 
@@ -32,8 +38,13 @@ COMMANDS = {
     "adapter-base-overlap": "gonio adapter compare",
     "adapter-pair": "gonio adapter compare",
     "adapter-fleet": "gonio adapter inspect",
+    "adapter-sweep": "gonio adapter sweep",
+    "study": "gonio study run",
     "key-geometry": "gonio cache observe",
     "cache-evaluation": "gonio cache evaluate",
+    "cache-certificate": "gonio cache certify",
+    "cache-allocation": "gonio cache allocate",
+    "cache-comparison": "gonio cache compare",
     "theorem-check": "gonio theorem check",
 }
 _PURPOSES = {
@@ -42,8 +53,13 @@ _PURPOSES = {
     "adapter-base-overlap": "overlap with the base model",
     "adapter-pair": "overlap between adapters",
     "adapter-fleet": "many adapters at once",
+    "adapter-sweep": "performance by rank",
+    "study": "models, recipes and seeds compared",
     "key-geometry": "geometry of the keys",
     "cache-evaluation": "predictions through a compressed cache",
+    "cache-certificate": "bounds on attention outputs",
+    "cache-allocation": "bits shared over layers",
+    "cache-comparison": "other packages on the same windows",
     "theorem-check": "checks of the theorems",
 }
 
@@ -112,27 +128,42 @@ def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
     def with_each_other(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [pair_overlap_figure(records), cosine_figure(records)]
 
+    def studies(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        draw = (width_figure, step_figure, overlap_figure, behavior_figure, bitfit_figure)
+        return [make(entry) for entry in records for make in draw]
+
+    def sweeps(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [sweep_figure(entry) for entry in records]
+
     fleet = _section(collection, "adapter-fleet", "Fleets", fleets)
+    sweep = _section(collection, "adapter-sweep", "Ranks", sweeps)
     return (
         _section(collection, "training", "Training", training_figure),
         _section(collection, "adapter-spectrum", "Spectra", spectra),
         _section(collection, "adapter-base-overlap", "Against the base model", with_base),
         _section(collection, "adapter-pair", "Against each other", with_each_other),
+        _section(collection, "study", "Studies", studies),
         *([fleet] if fleet.records else []),  # nobody misses a fleet
+        *([sweep] if sweep.records else []),
     )
 
 
 def _cache_sections(collection: Collection) -> tuple[Section, ...]:
     def geometry(records: Sequence[SiteRecord]) -> list[Figure | None]:
-        makers = (cosine_lines, cosine_heatmap, convergence_figure)
-        return [maker(entry) for entry in records for maker in makers]
+        return [figure for entry in records for figure in observation_figures(entry)]
 
     def evaluations(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [figure for entry in records for figure in evaluation_figures(entry)]
 
+    def certificates(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [figure for entry in records for figure in certificate_figures(entry)]
+
     return (
         _section(collection, "key-geometry", "Keys and their signs", geometry),
         _section(collection, "cache-evaluation", "Predictions", evaluations),
+        _section(collection, "cache-certificate", "Certificates", certificates),
+        _section(collection, "cache-allocation", "Budgets", allocation_figures),
+        _section(collection, "cache-comparison", "Beside other packages", comparison_figures),
     )
 
 
@@ -203,7 +234,7 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
             "records": collection.of_kind(kind),
         }
         for kind in COMMANDS
-        if kind != "adapter-fleet"
+        if kind not in ("adapter-fleet", "adapter-sweep")
     ]
     return {
         "protractor": make_protractor(collection.of_kind("key-geometry")),

@@ -28,6 +28,7 @@ STATUS_MEANINGS = {
     "refuted": "the printed claim is false, by proof or exact counterexample",
     "checked": "the executable check found no counterexample and rejected its mutant",
     "empirical": "a measurement, never a proof",
+    "deprecated": "a name its source has withdrawn; nothing is claimed",
     "open": "no proof, and no record of a check",
     "failed": "the check found a counterexample, or accepted its mutant",
 }

@@ -1,0 +1,63 @@
+"""Heat maps with the layers of a model along the horizontal axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gonio.site.charts import data_of, finish, tooltips
+
+__all__ = ["head_height", "layer_heat_map"]
+
+
+def layer_heat_map(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    y: Any,
+    color: Any,
+    told: Mapping[str, str],
+    formats: Mapping[str, str],
+    height: int,
+    words: str,
+    layers: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """The specification of a heat map, a cell per row.
+
+    Args:
+        rows: Cells with the field ``layer``.
+        y: Altair's vertical channel.
+        color: Altair's color channel.
+        told: Fields of the tooltip and their labels.
+        formats: Formats of the numbers among them.
+        height: Of the plotting area, in pixels.
+        words: The chart in words.
+        layers: All layers of the axis; those of the cells unless given.
+    """
+    import altair as alt
+
+    layers = sorted({row["layer"] for row in rows}) if layers is None else layers
+    step = 1 if len(layers) <= 12 else 5 if len(layers) <= 60 else 10
+    ticks = [layer for layer in layers if layer % step == 0]
+    # Without a gap, rounding can put the first band outside the axis, which then loses its label.
+    scale = alt.Scale(domain=list(layers), paddingInner=0.001)
+    chart = (
+        alt.Chart(data_of(rows))
+        .mark_rect(style="cell")
+        .encode(
+            x=alt.X(
+                "layer",
+                type="ordinal",
+                scale=scale,
+                axis=alt.Axis(values=ticks, labelAngle=0, grid=False),
+            ),
+            y=y,
+            color=color,
+            tooltip=tooltips(told, formats),
+        )
+    )
+    return finish(chart, height=height, description=words)
+
+
+def head_height(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Pixels for a map with one line per ``head``."""
+    return min(320, max(60, 24 * len({row["head"] for row in rows})))
