@@ -95,9 +95,9 @@ def serve(
 
     \b
     Example:
-      gonio adapter serve smollm2-135m --adapter dpo=runs/dpo --adapter sft=runs/sft
-      curl http://127.0.0.1:8000/v1/completions -H 'content-type: application/json' \\
-        -d '{"prompt": "Once", "adapters": {"dpo": 1, "sft": 0.5}, "temperature": 0}'
+      gonio adapter serve MODEL --adapter dpo=runs/dpo --adapter sft=runs/sft
+      curl localhost:8000/v1/completions -H 'content-type: application/json' \\
+        -d '{"prompt": "Once", "adapters": {"dpo": 1, "sft": 0.5}}'
     """
     import torch
 
@@ -178,8 +178,8 @@ def interference(
 
     \b
     Example:
-      gonio adapter interference smollm2-135m --adapter dpo=runs/dpo --adapter sft=runs/sft
-      gonio adapter interference smollm2-135m --bundle runs/bundle --text dpo=dpo.txt
+      gonio adapter interference MODEL --adapter a=runs/a --adapter b=runs/b
+      gonio adapter interference MODEL --bundle runs/bundle --text dpo=dpo.txt
     """
     from gonio.pipelines.adapter_interference import measure_interference
     from gonio.pipelines.adapter_serve import named_folders

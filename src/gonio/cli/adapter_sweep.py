@@ -100,7 +100,7 @@ def sweep(
     \b
     Example:
       gonio adapter sweep smollm2-135m --truncate runs/dpo --rank 1 --rank 4
-      gonio adapter sweep smollm2-135m --train dpo --rank 2 --rank 8 --out runs/sweep
+      gonio adapter sweep MODEL --train dpo --rank 2 --rank 8 --out runs/sweep
     """
     if (adapter is None) == (kind is None):
         raise click.UsageError("give one of --truncate FOLDER and --train dpo or clm")

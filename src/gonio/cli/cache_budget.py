@@ -91,7 +91,7 @@ def allocate(
     \b
     Example:
       gonio cache allocate smollm2-135m --bits 2.25 --compare
-      gonio cache allocate smollm2-135m --target-ppl-ratio 1.05 --out c.safetensors
+      gonio cache allocate MODEL --target-ppl-ratio 1.05 --out c.safetensors
     """
     from gonio.pipelines.cache_allocate import AllocationPlan
 

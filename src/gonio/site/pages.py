@@ -136,15 +136,14 @@ def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
         return [sweep_figure(entry) for entry in records]
 
     fleet = _section(collection, "adapter-fleet", "Fleets", fleets)
-    sweep = _section(collection, "adapter-sweep", "Ranks", sweeps)
     return (
         _section(collection, "training", "Training", training_figure),
         _section(collection, "adapter-spectrum", "Spectra", spectra),
         _section(collection, "adapter-base-overlap", "Against the base model", with_base),
         _section(collection, "adapter-pair", "Against each other", with_each_other),
+        _section(collection, "adapter-sweep", "Ranks", sweeps),
         _section(collection, "study", "Studies", studies),
         *([fleet] if fleet.records else []),  # nobody misses a fleet
-        *([sweep] if sweep.records else []),
     )
 
 
@@ -234,7 +233,7 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
             "records": collection.of_kind(kind),
         }
         for kind in COMMANDS
-        if kind not in ("adapter-fleet", "adapter-sweep")
+        if kind != "adapter-fleet"
     ]
     return {
         "protractor": make_protractor(collection.of_kind("key-geometry")),
