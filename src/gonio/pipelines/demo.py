@@ -37,15 +37,7 @@ from gonio.training.recipes import preset_recipe
 __all__ = ["FULL", "QUICK", "STEPS", "DemoRun", "DemoSettings", "run_demo"]
 
 _ROTATIONS: tuple[RotationKind, ...] = ("none", "haar", "hadamard", "learned")
-_ENTROPY = "entropy-2.3"
-_ENTROPY_OPTIONS = {  # values are the harder half: 2.3 bits per element on average
-    "method": "entropy",
-    "bits": 2.1,
-    "value_method": "entropy",
-    "value_bits": 2.5,
-    "sinks": 4,
-}
-_EVALUATED = ("sign-none", "sign-hadamard", "sign-learned", _ENTROPY)
+_EVALUATED: tuple[RotationKind, ...] = ("none", "hadamard", "learned")
 
 
 @dataclass(frozen=True)
@@ -122,13 +114,13 @@ class DemoRun:
         """Folder of a trained adapter."""
         return self.out / "adapters" / kind
 
-    def codec_path(self, name: str) -> Path:
+    def codec_path(self, rotation: RotationKind) -> Path:
         """File of a calibrated codec."""
-        return self.out / "codecs" / f"{name}.safetensors"
+        return self.out / "codecs" / f"sign-{rotation}.safetensors"
 
-    def codecs(self, names: tuple[str, ...]) -> dict[str, CacheCodec]:
+    def codecs(self, rotations: tuple[RotationKind, ...]) -> dict[RotationKind, CacheCodec]:
         """Calibrated codecs, read back from their files."""
-        return {name: load_codec(self.codec_path(name)) for name in names}
+        return {rotation: load_codec(self.codec_path(rotation)) for rotation in rotations}
 
 
 def run_demo(out: Path, settings: DemoSettings, listener: StepListener) -> tuple[Measurement, int]:
@@ -206,18 +198,10 @@ def _calibrate(rotation: RotationKind) -> Callable[[DemoRun, Progress], Measurem
             samples=demo.calibration_keys,
             progress=progress,
         )
-        codec.save(demo.codec_path(f"sign-{rotation}"))
+        codec.save(demo.codec_path(rotation))
         return found
 
     return run
-
-
-def _calibrate_entropy(demo: DemoRun, progress: Progress) -> Measurement:
-    codec, found = calibrate_cache(
-        demo.bench, options=_ENTROPY_OPTIONS, seed=demo.settings.seed, progress=progress
-    )
-    codec.save(demo.codec_path(_ENTROPY))
-    return found
 
 
 def _observe(demo: DemoRun, progress: Progress) -> Measurement:
@@ -232,13 +216,14 @@ def _observe(demo: DemoRun, progress: Progress) -> Measurement:
 
 def _evaluate(demo: DemoRun, progress: Progress) -> Measurement:
     sizes = demo.settings
+    codecs = {f"sign-{rotation}": codec for rotation, codec in demo.codecs(_EVALUATED).items()}
     plan = CacheEvaluation(
         prefill=sizes.prefill,
         allocation=sizes.evaluation_tokens,
         recall=RecallSettings(lengths=(sizes.recall_length,), passage=48, trials=2),
         seed=sizes.seed,
     )
-    return evaluate_cache(demo.bench, demo.codecs(_EVALUATED), plan, progress=progress)
+    return evaluate_cache(demo.bench, codecs, plan, progress=progress)
 
 
 def _describe(demo: DemoRun, progress: Progress) -> Measurement:
@@ -251,7 +236,7 @@ def _check(demo: DemoRun, progress: Progress) -> Measurement:
     )
 
 
-_CODEC_STEPS = (*(f"codec-{rotation}" for rotation in _ROTATIONS), "codec-entropy")
+_CODEC_STEPS = tuple(f"codec-{rotation}" for rotation in _ROTATIONS)
 
 STEPS: tuple[Step[DemoRun], ...] = (
     Step("model", "Read the model (converted on first use)", _describe),
@@ -272,12 +257,6 @@ STEPS: tuple[Step[DemoRun], ...] = (
         )
         for rotation in _ROTATIONS
     ),
-    Step(
-        "codec-entropy",
-        "Calibrate keys and values at 2.3 bits",
-        _calibrate_entropy,
-        leaves=(f"codecs/{_ENTROPY}.safetensors",),
-    ),
     Step("keys", "Geometry of the keys", _observe),
-    Step("evaluation", "Perplexity and recall through the caches", _evaluate, _CODEC_STEPS),
+    Step("evaluation", "Perplexity through 1-bit caches", _evaluate, _CODEC_STEPS),
 )
