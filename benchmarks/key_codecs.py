@@ -2,12 +2,15 @@
 
 Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which attention sees every
 key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
-The windows begin at token 51,200 of the text; calibration uses its first 4,096 tokens.
+The windows begin at token 51,200 of the text; calibration uses the 4,096 tokens before them (with
+``--calibrate front`` the first 4,096 of the text). Rows of a rotation drawn at random are means of
+log perplexity over ``--seeds`` draws; the range of the draws is printed beside.
 Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
 ``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
 Both vary with the Python version.
 
-Usage: python benchmarks/key_codecs.py [--text bundled] [--rows sign affine] [--output FILE.csv]
+Usage: python benchmarks/key_codecs.py [--text bundled] [--rows sign affine] [--seeds 5]
+       [--calibrate adjacent] [--output FILE.csv]
 """
 
 import argparse
@@ -24,6 +27,7 @@ from transformers import PreTrainedModel
 
 from gonio.kvcache import (
     CacheCodec,
+    EncodedTensor,
     SignCodec,
     calibrate_from_samples,
     control_codec,
@@ -32,15 +36,18 @@ from gonio.kvcache import (
 from gonio.kvcache.samples import CacheSamples, collect_cache
 from gonio.linalg.resampling import Interval, bootstrap_interval, paired_bootstrap_interval
 from gonio.models import load_model, load_text
-from gonio.quant.sign import sign_cosine
+from gonio.quant.packing import pack_bits
+from gonio.quant.sign import sign_cosine, sign_encode
 
 __all__ = ["main"]
 
 WINDOW, WINDOWS, CALIBRATION = 512, 6, 4096
 START = 51_200  # first token of the windows
+WIDE = "sign none, float32 scales"
 CENTERED = {"method": "scalar", "centering": "channel", "sinks": 4}
 ROWS = {
     "sign none": {"method": "sign", "rotation": "none"},
+    WIDE: {"method": "sign", "rotation": "none"},
     "sign haar": {"method": "sign", "rotation": "haar"},
     "sign hadamard": {"method": "sign", "rotation": "hadamard"},
     "sign learned": {"method": "sign"},
@@ -53,10 +60,23 @@ ROWS = {
 }
 
 
+class WideSignCodec(SignCodec):
+    """Signs with scales of 32 bits: what rounding them to 16 does to a model that is ruined."""
+
+    def encode(self, x: Tensor) -> EncodedTensor:
+        """As the class above, the scale unrounded."""
+        rotated, stored = self.frame.apply(x)
+        signs, scale = sign_encode(rotated, self.scale_kind)
+        tensors = {"codes": pack_bits(signs.byte(), 1), "scale": scale.float(), **stored}
+        return EncodedTensor(tensors, x.shape[2], x.shape[3], x.dtype, metadata=("scale", "dc"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", nargs="+", default=["bundled", "docstrings"])
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of row names")
+    parser.add_argument("--seeds", type=int, default=5, help="draws of a random rotation")
+    parser.add_argument("--calibrate", choices=["adjacent", "front"], default="adjacent")
     parser.add_argument("--output", type=Path, help="CSV of every window's scores")
     chosen = parser.parse_args()
     names = [name for name in ROWS if name.startswith(tuple(chosen.rows))]
@@ -68,8 +88,13 @@ def main() -> int:
         ]
         tokens = torch.tensor(ids)
         windows = tokens[START : START + WINDOW * WINDOWS].view(WINDOWS, WINDOW)
-        learn = collect_cache(model, tokens[:CALIBRATION].view(-1, WINDOW))
-        codecs = {name: calibrate_from_samples(learn, **ROWS[name]) for name in names}
+        first = START - CALIBRATION if chosen.calibrate == "adjacent" else 0
+        learn = collect_cache(model, tokens[first : first + CALIBRATION].view(-1, WINDOW))
+        codecs = {
+            (name, seed): fit(learn, name, seed)
+            for name in names
+            for seed in draws(name, chosen.seeds)
+        }
         table = measure(model, windows, codecs)
         print_table(source, table, codecs, collect_cache(model, windows))
         scores.append(table.assign(text=source))
@@ -78,12 +103,35 @@ def main() -> int:
     return 0
 
 
-def measure(model: PreTrainedModel, windows: Tensor, codecs: dict[str, CacheCodec]) -> pd.DataFrame:
-    """Scores of every window under every codec, beside full precision and two controls."""
-    controls = {name: control_codec(model, name) for name in ("lossless", "zeros")}
+def fit(learn: CacheSamples, name: str, seed: int) -> CacheCodec:
+    """The codec of a row, its random rotation drawn from the seed."""
+    codec = calibrate_from_samples(learn, seed=seed, **ROWS[name])
+    if name != WIDE:
+        return codec
+    return replace(
+        codec, keys=tuple(WideSignCodec(key.frame, key.scale_kind) for key in codec.keys)
+    )
+
+
+def draws(name: str, seeds: int) -> range:
+    """Seeds of a row: one where nothing, or only the start of an iteration, is drawn."""
+    drawn = ROWS[name].get("rotation") == "haar" or ROWS[name]["method"] == "scalar"
+    return range(seeds if drawn else 1)
+
+
+def measure(
+    model: PreTrainedModel, windows: Tensor, codecs: dict[tuple[str, int], CacheCodec]
+) -> pd.DataFrame:
+    """Scores of every window under every row and draw, beside full precision and two controls."""
+    controls = {(name, 0): control_codec(model, name) for name in ("lossless", "zeros")}
+    keys = {f"{name}|{seed}": (name, seed) for name, seed in [*codecs, *controls]}
     start = time.perf_counter()
-    table = evaluate_codecs(model, windows, {**codecs, **controls})
-    print(f"{len(codecs) + 3} rows in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    every = {**codecs, **controls}
+    table = evaluate_codecs(model, windows, {label: every[key] for label, key in keys.items()})
+    print(f"{len(every) + 1} codecs in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    keys["full"] = ("full", 0)
+    table["seed"] = [keys[label][1] for label in table["method"]]
+    table["method"] = [keys[label][0] for label in table["method"]]
     nll = table.groupby("method")["nll"].mean()
     if abs(nll["lossless"] - nll["full"]) > 1e-4:
         raise SystemExit("the lossless control differs from full precision: nothing is measured")
@@ -93,24 +141,30 @@ def measure(model: PreTrainedModel, windows: Tensor, codecs: dict[str, CacheCode
 
 
 def print_table(
-    source: str, table: pd.DataFrame, codecs: dict[str, CacheCodec], samples: CacheSamples
+    source: str,
+    table: pd.DataFrame,
+    codecs: dict[tuple[str, int], CacheCodec],
+    samples: CacheSamples,
 ) -> None:
     """One line per row: bits per element of the codes, cosine of sign codecs, scores."""
-    full = table.loc[table["method"] == "full", "nll"].to_numpy()
+    windows = table.groupby(["method", "window"]).mean(numeric_only=True)
+    full = windows.loc["full", "nll"].to_numpy()
     print(f"\n{source}: {WINDOWS} windows of {WINDOW} tokens; intervals 95 % over windows")
-    print(
-        f"{'':<28}{'bits':>6}{'cosine':>8}{'perplexity':>26}{'over full':>24}{'KL':>9}{'top-1':>8}"
-    )
-    for name in ["full", *codecs, "zeros"]:
-        rows = table[table["method"] == name]
+    head = f"{'':<28}{'bits':>6}{'cosine':>8}{'perplexity':>26}{'over full':>24}"
+    print(f"{head}{'KL':>9}{'top-1':>8}{'draws':>16}")
+    for name in ["full", *dict.fromkeys(name for name, _ in codecs), "zeros"]:
+        rows, codec = windows.loc[name], codecs.get((name, 0))
         nll = rows["nll"].to_numpy()
         low, high = exp_interval(bootstrap_interval(nll, seed=0))
-        line = f"{name:<28}{bits(codecs.get(name)):>6}{cosine(codecs.get(name), samples):>8}"
+        line = f"{name:<28}{bits(codec):>6}{cosine(codec, samples):>8}"
         line += f"{math.exp(nll.mean()):>10.2f} [{low:6.2f}, {high:6.2f}]"
         if name != "full":
             low, high = exp_interval(paired_bootstrap_interval(nll, full, seed=0))
             line += f"{math.exp((nll - full).mean()):>8.3f} [{low:.3f}, {high:.3f}]"
             line += f"{rows['logit_kl'].mean():>9.4f}{rows['same_top1'].mean():>8.3f}"
+        drawn = table[table["method"] == name].groupby("seed")["nll"].mean()
+        if len(drawn) > 1:
+            line += f"  {math.exp(drawn.min()):.2f} to {math.exp(drawn.max()):.2f}"
         print(line)
 
 
