@@ -3,7 +3,7 @@
 Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which attention sees every
 key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
 The windows begin at token 51,200 of the text; calibration uses the 4,096 tokens before them (with
-``--calibrate front`` the first 4,096 of the text). Rows of a rotation drawn at random are means of
+``--calibrate front`` the first 4,096 of the text, with ``windows`` the windows themselves). Rows of a rotation drawn at random are means of
 log perplexity over ``--seeds`` draws; the range of the draws is printed beside.
 Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
 ``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
@@ -43,6 +43,11 @@ __all__ = ["main"]
 
 WINDOW, WINDOWS, CALIBRATION = 512, 6, 4096
 START = 51_200  # first token of the windows
+LEARN = {  # tokens that codecs are fitted to
+    "adjacent": (START - CALIBRATION, START),
+    "front": (0, CALIBRATION),
+    "windows": (START, START + WINDOW * WINDOWS),
+}
 WIDE = "sign none, float32 scales"
 CENTERED = {"method": "scalar", "centering": "channel", "sinks": 4}
 ROWS = {
@@ -76,7 +81,7 @@ def main() -> int:
     parser.add_argument("--text", nargs="+", default=["bundled", "docstrings"])
     parser.add_argument("--rows", nargs="+", default=[""], help="beginnings of row names")
     parser.add_argument("--seeds", type=int, default=5, help="draws of a random rotation")
-    parser.add_argument("--calibrate", choices=["adjacent", "front"], default="adjacent")
+    parser.add_argument("--calibrate", choices=list(LEARN), default="adjacent")
     parser.add_argument("--output", type=Path, help="CSV of every window's scores")
     chosen = parser.parse_args()
     names = [name for name in ROWS if name.startswith(tuple(chosen.rows))]
@@ -88,8 +93,7 @@ def main() -> int:
         ]
         tokens = torch.tensor(ids)
         windows = tokens[START : START + WINDOW * WINDOWS].view(WINDOWS, WINDOW)
-        first = START - CALIBRATION if chosen.calibrate == "adjacent" else 0
-        learn = collect_cache(model, tokens[first : first + CALIBRATION].view(-1, WINDOW))
+        learn = collect_cache(model, tokens[slice(*LEARN[chosen.calibrate])].view(-1, WINDOW))
         codecs = {
             (name, seed): fit(learn, name, seed)
             for name in names
