@@ -3,8 +3,9 @@
 Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which attention sees every
 key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
 The windows begin at token 51,200 of the text; calibration uses the 4,096 tokens before them (with
-``--calibrate front`` the first 4,096 of the text, with ``windows`` the windows themselves). Rows of a rotation drawn at random are means of
-log perplexity over ``--seeds`` draws; the range of the draws is printed beside.
+``--calibrate front`` the first 4,096 of the text, with ``windows`` the windows themselves).
+Rows of a rotation drawn at random are means of log perplexity over ``--seeds`` draws; the range of
+the draws is printed beside.
 Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
 ``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
 Both vary with the Python version.
