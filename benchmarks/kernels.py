@@ -3,8 +3,10 @@
 One decode step: 8 key-value heads, 4 query heads each, one thread. Every result is compared with
 the torch reference before anything is timed. The runs of all contenders alternate, so that a
 ratio is taken within seconds on the same machine in the same mood; the median of the ratios is
-printed with their quartiles. Bandwidth is that of reading as many bytes as the kernel must, taken
-in the same rounds. Exit code 1 when a result is wrong.
+printed with their quartiles, and the ratio of the best times, which other work disturbs least.
+Bandwidth is that of reading as many bytes as the kernel must, taken in the same rounds. Then
+every compiled level is timed against the best, and two threads against one. Exit code 1 when a
+result is wrong.
 
 Run: python benchmarks/kernels.py [--tokens 131072] [--dims 128 64] [--rounds 9] [--threads 1]
 """
@@ -15,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gonio.kernels import CodePlan, attention, encode, kernel_status, make_plan, scores
 from gonio.kernels.native import LEVELS, available_levels, native_library
 from gonio.kernels.ops import scores_into
+from gonio.kernels.threads import run_together
 from gonio.quant.scalar import gaussian_lloyd_max
 
 HEADS, GROUP = 8, 4
@@ -56,11 +60,13 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     print(f"{kernel_status()}\n{chosen.tokens} tokens, {HEADS} heads x {GROUP} queries,")
-    print(f"{chosen.threads} thread(s), kernels {chosen.level}; ratios: median (quartiles)")
+    print(f"{chosen.threads} thread(s), kernels {chosen.level}; ratios: median (quartiles; best)")
     for dim in chosen.dims:
         rng = torch.Generator().manual_seed(dim)
         run_scores(dim, chosen, rng)
         run_attention(dim, chosen, rng)
+    run_levels(chosen, torch.Generator().manual_seed(0))
+    run_threads(chosen, torch.Generator().manual_seed(0))
 
 
 def pack(kind: str, widths: list[int], dim: int, tokens: int, rng: torch.Generator) -> Packed:
@@ -156,7 +162,63 @@ def run_attention(dim: int, chosen: argparse.Namespace, rng: torch.Generator) ->
     for other in ("SDPA bf16", "SDPA fp32"):
         print(f"  fused {ratio(times[other], times['fused'])} of the speed of {other}")
     print(f"  fused takes {ratio(times['fused'], times['reading'])} of reading its codes")
-    print(f"  reading: {total / statistics.median(times['reading']) / 1e9:.1f} GB/s")
+    middle, best = statistics.median(times["reading"]), min(times["reading"])
+    print(f"  reading: {total / middle / 1e9:.1f} GB/s, at best {total / best / 1e9:.1f}")
+
+
+def run_levels(chosen: argparse.Namespace, rng: torch.Generator) -> None:
+    """Scores and attention at 2 bits by every compiled level, against the best."""
+    levels = [level for level in available_levels() if level in LEVELS]
+    jobs = two_bit_jobs(chosen.dims[0], chosen.tokens, rng)
+    for name, job in jobs.items():
+        times = alternate({level: partial(job, level) for level in levels}, chosen.rounds)
+        for level in levels[:-1]:
+            share = ratio(times[level], times[levels[-1]])
+            print(f"{name}, 2 bits: {level} takes {share} of the time of {levels[-1]}")
+
+
+def run_threads(chosen: argparse.Namespace, rng: torch.Generator) -> None:
+    """Two threads against one, by the clock on the wall and in seconds of all processors.
+
+    What two threads gain of a loop over 256 kB says whether two processors are free at all; what
+    they spend in all says, on a busy machine too, what splitting the work costs.
+    """
+    before = torch.get_num_threads()
+    small = torch.zeros(1 << 18, dtype=torch.uint8)
+
+    def loop(level: str) -> None:
+        del level
+        parts = torch.get_num_threads()
+        run_together([lambda: [read(small) for _ in range(400 // parts)] for _ in range(parts)])
+
+    def with_threads(count: int, job: Callable[[str], object]) -> None:
+        torch.set_num_threads(count)
+        job(chosen.level)
+
+    for name, job in {"loop": loop, **two_bit_jobs(chosen.dims[0], chosen.tokens, rng)}.items():
+        jobs = {str(count): partial(with_threads, count, job) for count in (1, 2)}
+        wall = alternate(jobs, chosen.rounds, clock=time.perf_counter)
+        spent = alternate(jobs, chosen.rounds, clock=time.process_time)
+        print(f"{name}: two threads {ratio(wall['1'], wall['2'])} as fast as one,")
+        print(f"  and spend {ratio(spent['2'], spent['1'])} of its processor time")
+    torch.set_num_threads(before)
+
+
+def two_bit_jobs(dim: int, tokens: int, rng: torch.Generator) -> dict[str, Callable[[str], object]]:
+    """Scores and fused attention, to be called with a level."""
+    query = torch.randn(1, HEADS, GROUP, dim, generator=rng)
+    keys, values = (pack(kind, [2], dim, tokens, rng) for kind in ("keys", "values"))
+    out = torch.empty(1, HEADS, GROUP, tokens)
+    plans = keys.tensors, values.tensors
+
+    def fused(level: str) -> object:
+        scaled, data = query * dim**-0.5, (keys.data, values.data)
+        return attention(scaled, *data, *plans, None, None, 0.0, tokens, False, level)
+
+    return {
+        "scores": lambda level: scores_into(out, query, keys.data, keys.plan, level=level),
+        "attention": fused,
+    }
 
 
 def c_bf16(keys: Tensor, query: Tensor, out: Tensor) -> None:
@@ -179,12 +241,15 @@ def read(data: Tensor) -> None:
         library.gonio_read(data.data_ptr(), data.numel(), LEVELS.index(available_levels()[-1]))
 
 
-def alternate(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
+def alternate(
+    jobs: dict[str, Job], rounds: int, clock: Callable[[], float] | None = None
+) -> dict[str, list[float]]:
     """Seconds of each job in every round, after one that warms up.
 
     One thread is timed in processor seconds, which other work on the machine disturbs less.
     """
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    if clock is None:
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + 1):
         for name, job in jobs.items():
@@ -196,10 +261,10 @@ def alternate(jobs: dict[str, Job], rounds: int) -> dict[str, list[float]]:
 
 
 def ratio(above: list[float], below: list[float]) -> str:
-    """Median and quartiles of the ratio, round by round."""
+    """Median and quartiles of the ratio, round by round, and the ratio of the best times."""
     each = [a / b for a, b in zip(above, below, strict=True)]
     low, middle, high = statistics.quantiles(each, n=4)
-    return f"{middle:.2f} x ({low:.2f} .. {high:.2f})"
+    return f"{middle:.2f} x ({low:.2f} .. {high:.2f}; {min(above) / min(below):.2f})"
 
 
 if __name__ == "__main__":

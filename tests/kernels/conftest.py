@@ -1,12 +1,20 @@
 """Plans with every mix of widths, and queries for them."""
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import Tensor
 
 from gonio.kernels import CodePlan, available_levels, make_plan
+
+# Before Triton is imported, which happens when a kernel of it is first asked for.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="Triton is not installed: pip install 'gonio[triton]'"
+)
 
 MIXES = {
     "none": [0],
@@ -49,7 +57,16 @@ def make_layer(mix: str, heads: int, dim: int, rng: torch.Generator) -> Layer:
     return Layer(heads, dim, widths, torch.cat(books))
 
 
-@pytest.fixture(params=[level for level in available_levels() if level != "reference"])
-def level(request: pytest.FixtureRequest) -> str:
+COMPILED = [level for level in available_levels() if level != "reference"]
+
+
+@pytest.fixture(params=COMPILED)
+def compiled_level(request: pytest.FixtureRequest) -> str:
     """Every compiled level this machine can run, in turn."""
+    return request.param
+
+
+@pytest.fixture(params=[*COMPILED, pytest.param("triton", marks=needs_triton)])
+def level(request: pytest.FixtureRequest) -> str:
+    """The same, and Triton's interpreter."""
     return request.param

@@ -159,6 +159,61 @@ static void run(const plan *keys, const plan *values, int64_t tokens, int64_t ro
     free(k), free(v), free(query), free(mask);
 }
 
+/* csrc/rans.c: the structures it takes. */
+typedef struct {
+    const uint16_t *words;
+    const int64_t *starts, *ends;
+    int64_t blocks, batch, groups, dim, block, lanes;
+} rans_blocks;
+typedef struct {
+    const uint16_t *frequencies;
+    const int64_t *first;
+    const uint8_t *radius;
+    const int16_t *index;
+    const float *levels;
+    int64_t tables, widest, precision;
+} rans_tables;
+int gonio_rans_decode(const rans_blocks *, const rans_tables *, const float *, float *);
+int gonio_rans_encode(const rans_blocks *, const rans_tables *, const int16_t *, uint16_t *, int64_t *);
+
+/* Codes there and back, then words of noise: errors, and nothing read or written outside. */
+static void run_rans(int64_t blocks, int64_t block, int64_t lanes, int spread) {
+    enum { STREAMS = BATCH * HEADS, CODES = 3, PLACES = HEADS * CODES };
+    static const uint16_t frequencies[] = {40, 80, 90, 46, 255, 1}; /* radius 1, radius 0 */
+    static const int64_t firsts[] = {0, 4};
+    static const uint8_t radius[] = {1, 0};
+    static const int16_t index[PLACES] = {0, 1, 0, 1, 1, 0};
+    int64_t tokens = blocks * block, room = 2 * (block * CODES + lanes), lengths[STREAMS * 40];
+    float *levels = exactly(PLACES * 3 * sizeof *levels), *scale = exactly((size_t)(BATCH * blocks) * sizeof *scale);
+    float *rows = exactly((size_t)(PLACES * BATCH * tokens) * sizeof *rows);
+    int16_t *codes = exactly((size_t)(STREAMS * tokens * CODES) * sizeof *codes);
+    uint16_t *words = exactly((size_t)(blocks * STREAMS * room) * sizeof *words);
+    int64_t starts[STREAMS * 40], ends[STREAMS * 40], end = 0;
+    for (int i = 0; i < PLACES * 3; i++) levels[i] = (float)(i % 3 - 1);
+    for (int64_t i = 0; i < BATCH * blocks; i++) scale[i] = 1;
+    for (int64_t i = 0; i < STREAMS * tokens * CODES; i++) codes[i] = (int16_t)(rand() % (2 * spread + 1) - spread);
+    rans_blocks b = {NULL, NULL, NULL, blocks, BATCH, HEADS, CODES, block, lanes};
+    rans_tables t = {frequencies, firsts, radius, index, levels, 2, 1, 8};
+    if (gonio_rans_encode(&b, &t, codes, words, lengths)) fail("rans memory", 0, tokens);
+    for (int64_t i = 0; i < blocks * STREAMS; i++) starts[i] = end, end += lengths[i], ends[i] = end;
+    uint16_t *exact = exactly((size_t)end * sizeof *exact);
+    memcpy(exact, words, (size_t)end * sizeof *exact);
+    b.words = exact, b.starts = starts, b.ends = ends;
+    if (gonio_rans_decode(&b, &t, scale, rows)) fail("rans", 0, tokens);
+    for (int64_t h = 0; h < HEADS; h++)
+        for (int64_t s = 0; s < BATCH; s++)
+            for (int64_t i = 0; i < tokens; i++)
+                for (int64_t j = 0; j < CODES; j++)
+                    if (rows[((h * CODES + j) * BATCH + s) * tokens + i] !=
+                        (float)codes[((s * HEADS + h) * tokens + i) * CODES + j])
+                        fail("rans codes", 0, tokens);
+    for (int trial = 0; trial < 200 && end; trial++) {
+        exact[rand() % end] ^= (uint16_t)(1 << rand() % 16);
+        gonio_rans_decode(&b, &t, scale, rows);
+    }
+    free(levels), free(scale), free(rows), free(codes), free(words), free(exact);
+}
+
 int main(void) {
     static const int64_t lengths[] = {0, 1, 63, 64, 65, 511, 520};
     int best = gonio_best_level();
@@ -171,6 +226,9 @@ int main(void) {
         free(encoded(&keys, 1, 37, lengths[i], best));
         free(encoded(&values, 0, 37, lengths[i], best));
     }
+    for (int64_t blocks = 0; blocks < 40; blocks += 13)
+        for (int64_t lanes = 1; lanes <= 8; lanes++)
+            for (int spread = 1; spread < 2000; spread *= 9) run_rans(blocks, 8 + lanes % 3, lanes, spread);
     uint16_t *bf16 = exactly(3 * 64 * sizeof *bf16);
     memset(bf16, 0, 3 * 64 * sizeof *bf16);
     float *query = floats(64), *out = floats(3);

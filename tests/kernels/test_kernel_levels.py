@@ -130,6 +130,42 @@ def test_attention_is_that_of_the_reference(shape, sharpness, softcap, masked):
             assert error <= limit * (1 + sharpness * layer.dim**0.5) * layer.levels.abs().max()
 
 
+@settings(max_examples=25)
+@given(shape=SHAPES, how=st.sampled_from(["transposed", "every second", "in a frame"]))
+def test_strides_change_nothing(shape, how):
+    layer, query, vectors, rng = case(shape)
+    batch, rows, tokens = len(query), shape[4], shape[5]
+    keys, values = (pack(layer, kind, vectors, batch) for kind in ("keys", "values"))
+    bias = torch.randn(batch, layer.heads, rows, generator=rng)
+    mask = torch.randn(batch, 1, tokens, generator=rng)
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    inputs = (query, keys, values, bias, mask, vectors)
+    for level in (*COMPILED, "reference"):
+        results = []
+        for q, k, v, b, m, x in (inputs, [strided(each, how) for each in inputs]):
+            results.append(
+                [
+                    scores(q, k, plans[0], tokens, False, level),
+                    *attention(q, k, v, *plans, b, m, 0.0, tokens, False, level),
+                    decode(v, plans[1], False, tokens, level),
+                    pack(layer, "keys", x, batch, level=level),
+                ]
+            )
+        for one, two in zip(*results, strict=True):
+            torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
+
+
+def strided(tensor, how):
+    """The same numbers with other strides."""
+    if how == "transposed":
+        return tensor.mT.contiguous().mT
+    if how == "every second":
+        return torch.stack([tensor, tensor], dim=-1).flatten(-2)[..., ::2]
+    frame = tensor.new_zeros([size + 2 for size in tensor.shape])
+    inside = frame[tuple(slice(1, size + 1) for size in tensor.shape)]
+    return inside.copy_(tensor)
+
+
 def normalized(found):
     out, _, total = found
     return torch.where(total[..., None] > 0, out / total[..., None], 0)
@@ -154,7 +190,8 @@ def test_few_heavy_tokens_do_not_drown_the_many(level, rng):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_nothing_but_the_order_of_sums(threads, level, rng):
+def test_threads_change_nothing_but_the_order_of_sums(threads, compiled_level, rng):
+    level = compiled_level
     layer = make_layer("narrow", 2, 24, rng)
     vectors = torch.randn(48, 2 * 4200, generator=rng)
     keys, values = (pack(layer, kind, vectors, 2) for kind in ("keys", "values"))

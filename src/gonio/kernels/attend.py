@@ -10,7 +10,14 @@ from torch import Tensor
 
 from gonio.errors import ShapeError
 from gonio.kernels.layout import BLOCK, CodePlan
-from gonio.kernels.native import LEVELS, compute_level, native_call, plan_pointer, pointer
+from gonio.kernels.native import (
+    LEVELS,
+    TRITON,
+    compute_level,
+    native_call,
+    plan_pointer,
+    pointer,
+)
 from gonio.kernels.reference import reference_attention
 from gonio.kernels.threads import block_ranges, run_together
 
@@ -65,7 +72,11 @@ def attend(
     chosen = compute_level(level, query)
     if chosen == "reference":
         return reference_attention(query.to(F32), data, plans, bias, mask, softcap, tokens)
-    query = query.to(F32).contiguous()
+    if chosen == TRITON:
+        from gonio.kernels.triton_kernels import triton_attention
+
+        return merge_attention(triton_attention(query, data, plans, bias, mask, softcap, tokens))
+    query, data = query.to(F32).contiguous(), (data[0].contiguous(), data[1].contiguous())
     bias, mask = (None if x is None else x.to(F32).contiguous() for x in (bias, mask))
     ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
     out = torch.empty((len(ranges), batch, heads, rows, values.dim), dtype=F32)

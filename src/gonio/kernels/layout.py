@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gonio.errors import SettingError, ShapeError
+from gonio.kernels.places import Places, find_places
 
 __all__ = ["BLOCK", "CodePlan", "PlanKind", "make_plan", "share_nibbles"]
 
@@ -83,6 +84,11 @@ class CodePlan:
         """Bytes of a block of 64 tokens, all heads."""
         _, nibbles, _, wide, offset = self.head[-1].tolist()
         return int(offset) + _head_bytes(nibbles, wide)
+
+    @cached_property
+    def places(self) -> Places:
+        """The same, coordinate by coordinate."""
+        return find_places(self)
 
     @property
     def bits_per_element(self) -> float:

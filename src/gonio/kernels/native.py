@@ -19,6 +19,7 @@ from gonio.kernels.layout import CodePlan
 
 __all__ = [
     "LEVELS",
+    "TRITON",
     "KernelStatus",
     "available_levels",
     "compute_level",
@@ -32,6 +33,7 @@ __all__ = [
 
 LEVELS = ("portable", "avx2", "avx512")  # as in csrc/gonio_kernels.h
 REFERENCE = "reference"
+TRITON = "triton"
 VARIABLE = "GONIO_KERNELS"
 
 _INT, _LONG, _FLOAT, _POINTER = (*(ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p),)
@@ -56,6 +58,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "gonio_decode": (None, [_POINTER, _INT, _POINTER] + [_LONG] * 3 + [_POINTER]),
     "gonio_read": (ctypes.c_uint64, [_POINTER, _LONG, _INT]),
+    "gonio_rans_decode": (_INT, [_POINTER] * 4),
+    "gonio_rans_encode": (_INT, [_POINTER] * 5),
     "gonio_bf16_scores": (
         _INT,
         [_POINTER] + [_LONG] * 3 + [_POINTER, _LONG, _INT, _POINTER],
@@ -148,7 +152,17 @@ def resolve_level(level: str) -> str:
 
 
 def compute_level(level: str, tensor: Tensor) -> str:
-    """What computes for a tensor: the compiled kernels know the CPU only."""
+    """What computes for a tensor: compiled kernels know the CPU only, Triton must be named.
+
+    Raises:
+        SettingError: The level cannot run, or not for this tensor.
+    """
+    if level == TRITON:
+        from gonio.kernels.triton_kernels import why_no_triton  # imports Triton: a while
+
+        if reason := why_no_triton(tensor.device):
+            raise SettingError(reason)
+        return TRITON
     return REFERENCE if tensor.device.type != "cpu" else resolve_level(level)
 
 

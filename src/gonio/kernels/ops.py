@@ -17,7 +17,14 @@ from torch import Tensor
 from gonio.errors import ShapeError
 from gonio.kernels.attend import attend, check_codes, check_query
 from gonio.kernels.layout import BLOCK, CodePlan, PlanKind
-from gonio.kernels.native import LEVELS, compute_level, native_call, plan_pointer, pointer
+from gonio.kernels.native import (
+    LEVELS,
+    TRITON,
+    compute_level,
+    native_call,
+    plan_pointer,
+    pointer,
+)
 from gonio.kernels.reference import reference_decode, reference_encode, reference_scores
 from gonio.kernels.threads import block_ranges, run_together
 
@@ -47,6 +54,10 @@ def encode(
     chosen = compute_level(level, rows)
     if chosen == "reference":
         return reference_encode(rows, codes, batch, skip)
+    if chosen == TRITON:
+        from gonio.kernels.triton_kernels import triton_encode
+
+        return triton_encode(rows, codes, batch, skip)
     rows = rows.to(F32).contiguous()
     data = torch.zeros((batch, -(-(skip + tokens) // BLOCK), block_bytes), dtype=torch.uint8)
     with plan_pointer(codes) as packed:
@@ -78,8 +89,9 @@ def decode(data: Tensor, plan: list[Tensor], is_keys: bool, tokens: int, level: 
     """Levels of every coordinate, constants included: float32 ``(heads * dim, batch * tokens)``."""
     codes = _plan(plan, is_keys)
     check_codes(data, codes, len(data), tokens)
-    if compute_level(level, data) == "reference":
+    if compute_level(level, data) not in LEVELS:
         return reference_decode(data, codes, tokens)
+    data = data.contiguous()
     rows = codes.constants.flatten()[:, None].repeat(1, len(data) * tokens)
     with plan_pointer(codes) as packed:
         native_call(
@@ -106,7 +118,7 @@ def scores(
     codes = _plan(plan, True)
     check_query(query, codes)
     check_codes(data, codes, len(query), tokens)
-    if compute_level(level, query) == "reference":
+    if compute_level(level, query) not in LEVELS:
         return reference_scores(query.to(F32), data, codes, tokens)
     out = torch.empty((*query.shape[:3], tokens), dtype=F32)
     scores_into(out, query, data, codes, precise=precise, level=level)
@@ -135,7 +147,7 @@ def scores_into(
     check_codes(data, plan, len(query), tokens)
     if out.shape != (*query.shape[:3], tokens):
         raise ShapeError(f"scores {tuple(out.shape)} do not fit queries {tuple(query.shape)}")
-    query = query.to(F32).contiguous()
+    query, data = query.to(F32).contiguous(), data.contiguous()
     number = LEVELS.index(compute_level(level, query))
     with plan_pointer(plan) as packed:
 

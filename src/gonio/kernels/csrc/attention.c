@@ -64,8 +64,13 @@ INLINE void multiply(float *sums, int64_t count, const float *factor) {
         for (int g = 0; g < GROUP; g++) sums[i + g] *= factor[g];
 }
 
-INLINE void to_float(const int32_t *found, float scale, float bias, float *score) {
-    for (int i = 0; i < BLOCK; i++) score[i] = (float)found[i] * scale + bias;
+/* In place where `score` is `found`. */
+INLINE void to_float(const int32_t *found, int count, float scale, float bias, float *score) {
+    for (int i = 0; i < count; i += LANES) {
+        int32_t part[LANES];
+        memcpy(part, found + i, sizeof part);
+        for (int k = 0; k < LANES; k++) score[i + k] = (float)part[k] * scale + bias;
+    }
 }
 
 static float largest_portable(const float *x, int count) {
@@ -94,7 +99,7 @@ AVX512_TARGET static float largest_avx512(const float *x, int count) {
 typedef struct {
     float (*soften)(float *, int, float, float *, float *);
     void (*multiply)(float *, int64_t, const float *);
-    void (*to_float)(const int32_t *, float, float, float *);
+    void (*to_float)(const int32_t *, int, float, float, float *);
     float (*largest)(const float *, int);
 } loops;
 
@@ -103,8 +108,8 @@ typedef struct {
         return soften(s, n, o, m, t, fused);                                                      \
     }                                                                                             \
     target static void multiply_##name(float *s, int64_t n, const float *f) { multiply(s, n, f); } \
-    target static void to_float_##name(const int32_t *f, float s, float b, float *o) {            \
-        to_float(f, s, b, o);                                                                     \
+    target static void to_float_##name(const int32_t *f, int n, float s, float b, float *o) {     \
+        to_float(f, n, s, b, o);                                                                  \
     }                                                                                             \
     static const loops loops_##name = {soften_##name, multiply_##name, to_float_##name,           \
                                        largest_##name};
@@ -132,7 +137,7 @@ typedef struct {
     const float *mask; /* [batch][mask_rows][tokens], added to scores; NULL for none */
     int64_t mask_rows, first, last;
     float softcap; /* 0 for none */
-    int precise;
+    int precise, has_bytes; /* weights are bytes */
     enum level level;
     const loops *loops;
     score_block *score;
@@ -142,9 +147,11 @@ typedef struct {
 /* Up to four query rows of one head. */
 typedef struct {
     query_tables tables;
-    float *sums; /* [value dim][PARTS][GROUP] */
+    float *sums; /* [value dim + 1][PARTS][GROUP]; the last is for coordinates that do not exist */
     float max[GROUP], total[GROUP];
     int64_t row; /* of the first */
+    value_pair *pairs;
+    int64_t pair_count;
 } group;
 
 static const float *mask_row(const call *c, int64_t batch, int64_t row) {
@@ -161,22 +168,25 @@ static int is_masked(const call *c, const group *g, int64_t batch, int64_t from,
     return 1;
 }
 
-/* Scores of the tokens `from` to `to`, capped and masked; tokens that do not exist get -infinity. */
-static void score_tile(const call *c, const group *g, int64_t batch, const head_plan *head,
-                       int64_t block, value_tile *tile) {
+/* Whole scores of a tile. */
+static void find_scores(const call *c, group *g, int64_t batch, const head_plan *head,
+                        int64_t block, value_tile *tile) {
     size_t stride = (size_t)c->keys->block_bytes;
-    const uint8_t *words = c->key_data + (size_t)(batch * c->blocks + block) * stride + head->offset;
+    const uint8_t *start = c->key_data + (size_t)(batch * c->blocks + block) * stride;
+    const uint8_t *words = start + head->offset;
+    g->tables.next = next_head(c->keys, head - c->keys->head, start);
+    for (int b = 0; b < tile->blocks; b++, words += stride, g->tables.next += stride)
+        c->score(&g->tables, words, stride, tile->found[0] + b * BLOCK, TILE);
+}
+
+/* Turns them into numbers, capped and masked; tokens that do not exist get -infinity. */
+static void read_scores(const call *c, const group *g, int64_t batch, int64_t block,
+                        value_tile *tile) {
     int64_t from = block * BLOCK, left = c->tokens - from;
     int count = tile->blocks * BLOCK, exist = left < count ? (int)left : count;
-    for (int b = 0; b < tile->blocks; b++, words += stride) {
-        int32_t found[GROUP][BLOCK] __attribute__((aligned(64)));
-        c->score(&g->tables, words, stride, found);
-        for (int r = 0; r < tile->rows; r++)
-            c->loops->to_float(found[r], g->tables.scale[r], g->tables.bias[r],
-                               tile->weights[r] + b * BLOCK);
-    }
     for (int r = 0; r < tile->rows; r++) {
         float *score = tile->weights[r];
+        c->loops->to_float(tile->found[r], count, g->tables.scale[r], g->tables.bias[r], score);
         if (c->softcap > 0)
             for (int i = 0; i < exist; i++) score[i] = c->softcap * tanhf(score[i] / c->softcap);
         if (c->mask) {
@@ -187,34 +197,53 @@ static void score_tile(const call *c, const group *g, int64_t batch, const head_
     }
 }
 
-/* From a head of a tile to the next one, or to the first of the next tile. */
-static size_t next_head(const plan *p, int64_t index) {
-    int64_t here = p->head[index].offset;
-    int64_t next = index + 1 < p->heads ? p->head[index + 1].offset : TILE_BLOCKS * p->block_bytes;
-    return (size_t)(next - here);
+/* Scores to weights in place; returns whether earlier sums must be multiplied by the factors. */
+static int weigh_numbers(const call *c, group *g, value_tile *tile, float *factor) {
+    int count = tile->blocks * BLOCK, is_changed = 0;
+    for (int r = 0; r < tile->rows; r++) {
+        float most = c->loops->largest(tile->weights[r], count);
+        factor[r] = c->loops->soften(tile->weights[r], count, most, g->max + r, g->total + r);
+        is_changed |= factor[r] != 1.0f;
+    }
+    return is_changed;
+}
+
+static int weigh_bytes(group *g, value_tile *tile, int is_number, float *factor) {
+#if GONIO_X86
+    row_state rows[GROUP];
+    for (int r = 0; r < tile->rows; r++) {
+        row_state row = {g->tables.scale[r], g->tables.bias[r], g->max + r, g->total + r};
+        rows[r] = row;
+    }
+    return weigh_avx512(tile, rows, is_number, factor);
+#else
+    (void)g, (void)tile, (void)is_number, (void)factor;
+    return 0;
+#endif
 }
 
 static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, int64_t block,
                         int blocks) {
     value_tile tile;
+    const head_plan *head = c->values->head + index;
     tile.rows = g->tables.rows;
     tile.blocks = blocks;
-    tile.ahead = next_head(c->values, index);
+    tile.has_wides = head->wides > 0;
+    tile.planes = head->nibbles / 2 + head->wides;
+    if (tile.planes == 0) tile.planes = 1;
     int64_t to = (block + blocks) * BLOCK;
     if (is_masked(c, g, batch, block * BLOCK, to < c->tokens ? to : c->tokens)) return;
-    score_tile(c, g, batch, c->keys->head + index, block, &tile);
+    find_scores(c, g, batch, c->keys->head + index, block, &tile);
+    int is_number = !c->has_bytes || c->mask || c->softcap > 0 || to > c->tokens;
+    if (is_number) read_scores(c, g, batch, block, &tile);
     float factor[GROUP] = {1.0f, 1.0f, 1.0f, 1.0f};
-    int count = blocks * BLOCK, is_changed = 0;
-    for (int r = 0; r < tile.rows; r++) {
-        float most = c->loops->largest(tile.weights[r], count);
-        factor[r] = c->loops->soften(tile.weights[r], count, most, g->max + r, g->total + r);
-        is_changed |= factor[r] != 1.0f;
-    }
+    int is_changed = c->has_bytes ? weigh_bytes(g, &tile, is_number, factor)
+                                  : weigh_numbers(c, g, &tile, factor);
     if (is_changed) c->loops->multiply(g->sums, c->values->dim * PARTS * GROUP, factor);
-    const head_plan *head = c->values->head + index;
     size_t stride = (size_t)c->values->block_bytes;
-    c->add(c->values, head, c->value_data + (size_t)(batch * c->blocks + block) * stride + head->offset,
-           stride, &tile, g->sums);
+    const uint8_t *start = c->value_data + (size_t)(batch * c->blocks + block) * stride;
+    tile.next = next_head(c->values, index, start);
+    c->add(c->values, head, g->pairs, g->pair_count, start + head->offset, stride, &tile, g->sums);
 }
 
 /* All heads of a sequence, tile by tile: memory is read in the order in which it lies. */
@@ -231,6 +260,7 @@ static void free_groups(group *groups, int64_t count) {
     for (int64_t i = 0; groups && i < count; i++) {
         tables_free(&groups[i].tables);
         free(groups[i].sums);
+        free(groups[i].pairs);
     }
     free(groups);
 }
@@ -240,10 +270,14 @@ static int start_group(const call *c, group *g, int64_t index, const float *quer
                        const float *bias) {
     const head_plan *head = c->keys->head + index;
     int64_t left = c->rows - g->row;
-    size_t bytes = (size_t)(c->values->dim * PARTS * GROUP) * sizeof *g->sums;
+    size_t bytes = (size_t)((c->values->dim + 1) * PARTS * GROUP) * sizeof *g->sums;
     g->sums = aligned_alloc(64, bytes);
-    if (!g->sums || tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
-    g->tables.ahead = next_head(c->keys, index);
+    g->pairs = malloc((size_t)VALUE_PAIRS(c->values->head + index) * sizeof *g->pairs);
+    if (!g->sums || !g->pairs ||
+        tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
+#if GONIO_X86
+    if (c->has_bytes) g->pair_count = list_pairs(c->values, c->values->head + index, g->pairs);
+#endif
     tables_fill(&g->tables, head, c->keys, query + g->row * c->keys->dim,
                 (int)(left < GROUP ? left : GROUP), c->level);
     for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
@@ -285,16 +319,16 @@ static void finish(const group *g, int64_t dim, const float *units, float *out, 
 /* Attention over the tokens of blocks first to last.
  *
  * query [batch][heads][rows][key dim], already scaled, in the coordinates of the keys; bias
- * [batch][heads][rows] is added to the scores of every token, NULL for none; mask as in `call`. out [batch][heads][rows][value dim] is the sum of exp(score - max) times the value, in
- * the coordinates of the values; max and total [batch][heads][rows], -infinity and 0 where no
+ * [batch][heads][rows] is added to the scores of every token, NULL for none; mask as in `call`.
+ * out [batch][heads][rows][value dim] is the sum of exp(score - max) times the value, in the
+ * coordinates of the values; max and total [batch][heads][rows], -infinity and 0 where no
  * token is visible. Returns 0, or -1 without memory.
  */
 EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *key_data,
                            const uint8_t *value_data, int64_t batch, int64_t blocks, int64_t tokens,
                            const float *query, int64_t rows, const float *bias, const float *mask,
-                           int64_t mask_rows,
-                           float softcap, int64_t first, int64_t last, int precise, int level,
-                           float *out, float *max, float *total) {
+                           int64_t mask_rows, float softcap, int64_t first, int64_t last,
+                           int precise, int level, float *out, float *max, float *total) {
     enum level chosen = (enum level)level;
     call c = {.keys = keys,
               .values = values,
@@ -309,6 +343,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
               .last = last,
               .softcap = softcap,
               .precise = precise,
+              .has_bytes = chosen == AVX512 && !precise,
               .level = chosen,
               .loops = loops_for(chosen),
               .score = score_block_for(chosen, precise),
@@ -323,7 +358,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
         for (int64_t i = 0; i < all; i++) {
             int64_t index = i / count, row = start + index * rows + groups[i].row;
             const float *units =
-                chosen == AVX512 && !precise ? values->units + index * values->dim : NULL;
+                c.has_bytes ? values->units + index * values->dim : NULL;
             finish(groups + i, values->dim, units, out + row * values->dim, max + row, total + row);
         }
         free_groups(groups, all);

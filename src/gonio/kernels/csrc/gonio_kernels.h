@@ -64,19 +64,29 @@ typedef struct {
     const float *units;            /* [heads][dim], of int8 levels; 1 for wide coordinates */
 } plan;
 
+/* Where the head begins that is computed next, in this tile or the one behind it: its codes are
+ * fetched meanwhile, block by block, in the order in which they lie. */
+INLINE const uint8_t *next_head(const plan *p, int64_t index, const uint8_t *tile) {
+    if (index + 1 < p->heads) return tile + p->head[index + 1].offset;
+    return tile + TILE_BLOCKS * p->block_bytes + p->head[0].offset;
+}
+
 /* Integer tables of one head and up to four query rows: a score is bias + scale * sum of
- * weight * entry. Without `precise` entries have 8 bits and each nibble a weight of its own, so
- * that small coordinates keep their precision; with it entries have 16 bits and weights are 1. */
+ * weight * entry. Without `precise` the two nibbles of a byte have entries whose sum fits 8 bits,
+ * and a weight of their own, so that small coordinates keep their precision; with it entries have
+ * 16 bits and weights are 1. */
 typedef struct {
     int rows, precise;
     int64_t nibbles, wides;
     const int32_t *wide_bits;
     int16_t *entries;      /* [rows][nibbles][NIBBLE] */
-    uint8_t *weights;      /* [rows][nibbles] */
+    uint8_t *weights;      /* [rows][nibbles / 2], of the low and the high nibble of a byte */
     int16_t *wide_entries; /* [rows][wides][BYTE] */
     uint8_t *wide_weights; /* [rows][wides] */
+    float *values;         /* [nibbles][NIBBLE], of the row that is being filled */
+    float *halves;         /* [nibbles], half of their ranges */
     void *arranged;        /* the same in the order that a level's kernel reads */
-    size_t ahead; /* how many bytes further on codes will be read soon, to fetch them early */
+    const uint8_t *next; /* a block that is read soon, to fetch it early */
     float scale[GROUP], bias[GROUP];
 } query_tables;
 
@@ -87,41 +97,61 @@ void tables_free(query_tables *tables);
 void tables_fill(query_tables *tables, const head_plan *head, const plan *keys, const float *query,
                  int rows, enum level level);
 
-/* Integer scores of one block: out[row][token]. The next block begins `stride` bytes later. */
+/* Integer scores of one block: out[row * pitch + token]; the next block begins `stride` bytes on. */
 typedef void score_block(const query_tables *tables, const uint8_t *words, size_t stride,
-                         int32_t (*out)[BLOCK]);
+                         int32_t *out, size_t pitch);
 score_block *score_block_for(enum level level, int precise);
-void score_block_portable(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
-void score_block_avx2(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
-void score_block_avx512(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
-void score_block_avx512_precise(const query_tables *, const uint8_t *, size_t, int32_t (*)[BLOCK]);
+score_block score_block_portable, score_block_avx2, score_block_avx2_precise, score_block_avx512,
+    score_block_avx512_precise;
 size_t arranged_bytes(int64_t nibbles, int64_t wides, int precise, enum level level);
 void arrange_avx2(query_tables *tables);
 void arrange_avx512(query_tables *tables);
 
-/* The weights of a tile's tokens. Bytes are in units of `unit` of their row: high alone, or where a
- * row of the tile has few heavy tokens (is_split) 256 high + low. */
+/* What a tile's tokens weigh. First `found` holds whole scores, or `weights` scores as numbers;
+ * then weights, as numbers or as bytes. Bytes are in units of `unit` of their row: high alone, or
+ * where a row of the tile has few heavy tokens (is_split) 256 high + low. */
 typedef struct {
-    int rows, blocks, is_split;
-    size_t ahead; /* as in query_tables */
-    float weights[GROUP][TILE] __attribute__((aligned(64)));
+    int rows, blocks, is_split, has_wides;
+    int64_t planes;      /* of the head; at least 1 */
+    const uint8_t *next; /* the head that is read next, to fetch it early */
     float unit[GROUP];
+    union {
+        int32_t found[GROUP][TILE];
+        float weights[GROUP][TILE];
+    } __attribute__((aligned(64)));
     uint8_t high[GROUP][TILE] __attribute__((aligned(64)));
     uint8_t low[GROUP][TILE] __attribute__((aligned(64)));
     uint16_t even[GROUP][TILE / 2] __attribute__((aligned(64))); /* bf16, tokens 0, 2, ... */
     uint16_t odd[GROUP][TILE / 2] __attribute__((aligned(64)));
 } value_tile;
 
-/* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart; the
- * AVX-512 kernel leaves them in units of the plan. */
-typedef void add_values(const plan *values, const head_plan *head, const uint8_t *planes,
-                        size_t stride, value_tile *tile, float *sums);
+/* The coordinates in the low and the high nibble of a plane that stand in the same place there. */
+typedef struct {
+    int64_t plane;          /* bytes from the head's first */
+    const int8_t *level[2]; /* 64 each; zeros where there is no coordinate */
+    int64_t dim[2];         /* the plan's dim where there is none */
+} value_pair;
+
+/* The pairs of a head, an even number; returns how many there are. `pairs` has room for
+ * VALUE_PAIRS(head). */
+#define VALUE_PAIRS(head) ((head)->nibbles / 2 * SLOTS + 1)
+int64_t list_pairs(const plan *values, const head_plan *head, value_pair *pairs);
+
+/* Of one row: the scores' scale and bias, the largest score and the sum of weights so far. */
+typedef struct {
+    float scale, bias, *max, *total;
+} row_state;
+
+/* Turns the tile's scores into bytes (is_number: scores are `weights`, else `found`); returns
+ * whether factors, by which earlier sums must be multiplied, differ from 1. */
+int weigh_avx512(value_tile *tile, const row_state *rows, int is_number, float *factor);
+
+/* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart. The
+ * AVX-512 kernel reads bytes and leaves sums in units of the plan; others read numbers. */
+typedef void add_values(const plan *values, const head_plan *head, const value_pair *pairs,
+                        int64_t count, const uint8_t *planes, size_t stride,
+                        const value_tile *tile, float *sums);
 add_values *add_values_for(enum level level, int precise);
-void add_values_portable(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
-                         float *);
-void add_values_avx2(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
-                     float *);
-void add_values_avx512(const plan *, const head_plan *, const uint8_t *, size_t, value_tile *,
-                       float *);
+add_values add_values_portable, add_values_avx2, add_values_avx512;
 
 #endif

@@ -1,4 +1,5 @@
 /* Scores of packed keys: the portable block, the choice of a kernel, and the loop over blocks. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "gonio_kernels.h"
@@ -6,21 +7,22 @@
 #define MOST_CACHED (1 << 21) /* scores that may stay in the caches */
 
 void score_block_portable(const query_tables *t, const uint8_t *words, size_t stride,
-                          int32_t (*out)[BLOCK]) {
+                          int32_t *out, size_t pitch) {
     (void)stride;
     int64_t narrow = t->nibbles / 8, all = narrow + t->wides / 4;
-    for (int r = 0; r < t->rows; r++) memset(out[r], 0, sizeof out[r]);
+    for (size_t r = 0; r < (size_t)t->rows; r++) memset(out + r * pitch, 0, BLOCK * sizeof *out);
     for (int64_t w = 0; w < all; w++, words += 4 * BLOCK) {
         uint32_t word[BLOCK];
         memcpy(word, words, sizeof word);
         int parts = w < narrow ? 8 : 4, bits = 32 / parts;
-        for (int r = 0; r < t->rows; r++)
+        for (size_t r = 0; r < (size_t)t->rows; r++)
             for (int k = 0; k < parts; k++) {
                 const int16_t *entry =
                     w < narrow ? t->entries + (r * t->nibbles + w * 8 + k) * NIBBLE
                                : t->wide_entries + (r * t->wides + (w - narrow) * 4 + k) * BYTE;
                 uint32_t mask = (1u << bits) - 1;
-                for (int i = 0; i < BLOCK; i++) out[r][i] += entry[word[i] >> (bits * k) & mask];
+                for (int i = 0; i < BLOCK; i++)
+                    out[r * pitch + i] += entry[word[i] >> (bits * k) & mask];
             }
     }
 }
@@ -28,7 +30,7 @@ void score_block_portable(const query_tables *t, const uint8_t *words, size_t st
 score_block *score_block_for(enum level level, int precise) {
 #if GONIO_X86
     if (level == AVX512) return precise ? score_block_avx512_precise : score_block_avx512;
-    if (level == AVX2) return score_block_avx2;
+    if (level == AVX2) return precise ? score_block_avx2_precise : score_block_avx2;
 #endif
     (void)level, (void)precise;
     return score_block_portable;
@@ -54,6 +56,69 @@ AVX512_TARGET static void stream_scores(const int32_t *found, float scale, float
 }
 #endif
 
+/* What a call is about, and tables of every `count` groups of rows of every head. */
+typedef struct {
+    const plan *keys;
+    int64_t tokens, rows, count;
+    int is_streamed;
+    score_block *score;
+    query_tables *tables;
+} call;
+
+/* Scores of a tile of blocks for one group of rows, which begins at `out`. */
+static void score_tile(const call *c, query_tables *t, const uint8_t *words, int64_t block,
+                       int64_t blocks, float *out) {
+    size_t stride = (size_t)c->keys->block_bytes;
+    for (int64_t b = block; b < block + blocks; b++, words += stride, t->next += stride) {
+        int32_t found[GROUP][BLOCK] __attribute__((aligned(64)));
+        c->score(t, words, stride, found[0], BLOCK);
+        int64_t left = c->tokens - b * BLOCK, n = left < BLOCK ? left : BLOCK;
+        for (int g = 0; g < t->rows; g++) {
+            float *to = out + g * c->tokens + b * BLOCK;
+#if GONIO_X86
+            if (c->is_streamed && n == BLOCK) {
+                stream_scores(found[g], t->scale[g], t->bias[g], to);
+                continue;
+            }
+#endif
+            store_scores(found[g], t->scale[g], t->bias[g], n, to);
+        }
+    }
+}
+
+/* All heads of a sequence, tile by tile: memory is read in the order in which it lies. */
+static void score_sequence(const call *c, const uint8_t *data, int64_t first, int64_t last,
+                           float *out) {
+    const plan *p = c->keys;
+    for (int64_t block = first; block < last; block += TILE_BLOCKS) {
+        const uint8_t *tile = data + (size_t)(block * p->block_bytes);
+        int64_t blocks = last - block < TILE_BLOCKS ? last - block : TILE_BLOCKS;
+        for (int64_t i = 0; i < p->heads * c->count; i++) {
+            int64_t head = i / c->count, row = head * c->rows + i % c->count * GROUP;
+            c->tables[i].next = next_head(p, head, tile);
+            score_tile(c, c->tables + i, tile + p->head[head].offset, block, blocks,
+                       out + row * c->tokens);
+        }
+    }
+}
+
+static void free_tables(query_tables *tables, int64_t count) {
+    for (int64_t i = 0; tables && i < count; i++) tables_free(tables + i);
+    free(tables);
+}
+
+static query_tables *allocate_tables(const plan *keys, int64_t count, int precise,
+                                     enum level level) {
+    int64_t all = keys->heads * count;
+    query_tables *tables = calloc((size_t)all + 1, sizeof *tables);
+    for (int64_t i = 0; tables && i < all; i++)
+        if (tables_allocate(tables + i, keys->head + i / count, keys, precise, level)) {
+            free_tables(tables, all);
+            return NULL;
+        }
+    return tables;
+}
+
 /* Scores of every token for queries in the coordinates of the keys.
  *
  * query [batch][heads][rows][dim], data [batch][blocks][block_bytes],
@@ -63,39 +128,27 @@ AVX512_TARGET static void stream_scores(const int32_t *found, float scale, float
 EXPORT int gonio_scores(const plan *keys, const uint8_t *data, int64_t batch, int64_t blocks,
                         int64_t tokens, const float *query, int64_t rows, int64_t first,
                         int64_t last, int precise, int level, float *out) {
-    score_block *score = score_block_for((enum level)level, precise);
-    size_t stride = (size_t)keys->block_bytes;
-    int is_streamed = level == AVX512 && batch * keys->heads * rows * tokens > MOST_CACHED &&
-                      tokens % 16 == 0 && (uintptr_t)out % 64 == 0;
-    (void)is_streamed;
-    for (int64_t i = 0; i < batch * keys->heads; i++) {
-        const head_plan *head = keys->head + i % keys->heads;
-        const uint8_t *start = data + (i / keys->heads) * blocks * keys->block_bytes + head->offset;
-        query_tables tables;
-        if (tables_allocate(&tables, head, keys, precise, (enum level)level)) return -1;
-        tables.ahead = 3 * stride;
-        for (int64_t r = 0; r < rows; r += GROUP) {
-            int count = (int)(rows - r < GROUP ? rows - r : GROUP);
-            tables_fill(&tables, head, keys, query + (i * rows + r) * keys->dim, count,
-                        (enum level)level);
-            for (int64_t b = first; b < last; b++) {
-                int32_t found[GROUP][BLOCK] __attribute__((aligned(64)));
-                score(&tables, start + (size_t)b * stride, stride, found);
-                int64_t left = tokens - b * BLOCK, n = left < BLOCK ? left : BLOCK;
-                for (int g = 0; g < count; g++) {
-                    float *to = out + (i * rows + r + g) * tokens + b * BLOCK;
-#if GONIO_X86
-                    if (is_streamed && n == BLOCK) {
-                        stream_scores(found[g], tables.scale[g], tables.bias[g], to);
-                        continue;
-                    }
-#endif
-                    store_scores(found[g], tables.scale[g], tables.bias[g], n, to);
-                }
-            }
+    enum level chosen = (enum level)level;
+    call c = {.keys = keys,
+              .tokens = tokens,
+              .rows = rows,
+              .count = (rows + GROUP - 1) / GROUP,
+              .is_streamed = chosen == AVX512 && tokens % 16 == 0 && (uintptr_t)out % 64 == 0 &&
+                             batch * keys->heads * rows * tokens > MOST_CACHED,
+              .score = score_block_for(chosen, precise)};
+    c.tables = allocate_tables(keys, c.count, precise, chosen);
+    if (!c.tables) return -1;
+    for (int64_t b = 0; b < batch; b++) {
+        for (int64_t i = 0; i < keys->heads * c.count; i++) {
+            int64_t head = i / c.count, row = i % c.count * GROUP, left = rows - row;
+            const float *own = query + ((b * keys->heads + head) * rows + row) * keys->dim;
+            tables_fill(c.tables + i, keys->head + head, keys, own,
+                        (int)(left < GROUP ? left : GROUP), chosen);
         }
-        tables_free(&tables);
+        score_sequence(&c, data + (size_t)(b * blocks * keys->block_bytes), first, last,
+                       out + b * keys->heads * rows * tokens);
     }
+    free_tables(c.tables, keys->heads * c.count);
 #if GONIO_X86
     _mm_sfence();
 #endif

@@ -1,5 +1,5 @@
-/* Scores of a block with AVX-512-VBMI and VNNI: vpermb looks up 64 nibbles at once, vpdpbusd adds
- * the four bytes of each token times their weights. */
+/* Scores of a block with AVX-512-VBMI and VNNI: vpermb looks up 64 nibbles at once; the entries of
+ * a byte's two nibbles are added as bytes, vpdpbusd adds four of these sums times their weights. */
 #include <string.h>
 
 #include "gonio_kernels.h"
@@ -13,20 +13,16 @@
 /* Bytes: per row and word two vectors, for the low and the high nibbles of the word's four bytes,
  * each four tables of 16; then per row and wide word 4 pages of 4 vectors of 64 entries.
  * Precise: per row and word four vectors of two tables of 16 int16; wide entries as int32. */
-static void arrange_bytes(query_tables *t) {
+AVX512_TARGET static void arrange_bytes(query_tables *t) {
     int8_t *to = t->arranged;
     for (int r = 0; r < t->rows; r++)
         for (int64_t n = 0; n < t->nibbles; n++) {
             int64_t word = n / 8, byte = n % 8 / 2, high = n % 2;
             int8_t *table = to + ((r * (t->nibbles / 8) + word) * 2 + high) * 64 + byte * NIBBLE;
-            for (int c = 0; c < NIBBLE; c++)
-                table[c] = (int8_t)t->entries[(r * t->nibbles + n) * NIBBLE + c];
+            const int16_t *entry = t->entries + (r * t->nibbles + n) * NIBBLE;
+            __m256i entries = _mm256_load_si256((const __m256i *)entry);
+            _mm_store_si128((__m128i *)table, _mm256_cvtepi16_epi8(entries));
         }
-    for (int64_t n = 0; n < t->rows * t->nibbles; n += 8) { /* low nibbles first, as vectors are */
-        uint8_t old[8];
-        memcpy(old, t->weights + n, sizeof old);
-        for (int k = 0; k < 8; k++) t->weights[n + k % 2 * 4 + k / 2] = old[k];
-    }
     to += GROUP * t->nibbles * NIBBLE;
     for (int r = 0; r < t->rows; r++)
         for (int64_t w = 0; w < t->wides; w++) {
@@ -49,16 +45,16 @@ static void arrange_precise(query_tables *t) {
     for (int64_t i = 0; i < t->rows * t->wides * BYTE; i++) wide[i] = t->wide_entries[i];
 }
 
-void arrange_avx512(query_tables *t) {
+AVX512_TARGET void arrange_avx512(query_tables *t) {
     if (t->precise)
         arrange_precise(t);
     else
         arrange_bytes(t);
 }
 
-INLINE512 void prefetch_next(const uint8_t *words, size_t stride, size_t ahead) {
+INLINE512 void prefetch_next(const uint8_t *words, size_t stride, const uint8_t *next) {
     _mm_prefetch((const char *)words + stride, _MM_HINT_T0);
-    _mm_prefetch((const char *)words + ahead, _MM_HINT_T1);
+    _mm_prefetch((const char *)next, _MM_HINT_T0);
 }
 
 INLINE512 __m512i four_weights(const uint8_t *weights) {
@@ -71,7 +67,7 @@ INLINE512 __m512i four_weights(const uint8_t *weights) {
  * own, so that the sums of the common case stay in registers. */
 AVX512_TARGET __attribute__((noinline)) static void add_wide_bytes(const query_tables *t,
                                                                    const uint8_t *words,
-                                                                   int32_t (*out)[BLOCK]) {
+                                                                   int32_t *out, size_t pitch) {
     const int8_t *tables = (const int8_t *)t->arranged + GROUP * t->nibbles * NIBBLE;
     const __m512i top = _mm512_set1_epi8((char)0xC0);
     for (int64_t w = 0; w < t->wides; w += 4, words += WORD) {
@@ -92,15 +88,16 @@ AVX512_TARGET __attribute__((noinline)) static void add_wide_bytes(const query_t
                             _mm512_load_si512(table + (page * 4 + k) * 64));
                 }
                 __m512i weight = four_weights(t->wide_weights + g * t->wides + w);
-                __m512i sum = _mm512_load_si512(&out[g][16 * b]);
-                _mm512_store_si512(&out[g][16 * b], _mm512_dpbusd_epi32(sum, weight, found));
+                int32_t *to = out + g * pitch + 16 * b;
+                __m512i sum = _mm512_load_si512(to);
+                _mm512_store_si512(to, _mm512_dpbusd_epi32(sum, weight, found));
             }
         }
     }
 }
 
 INLINE512 void score_bytes(const query_tables *t, const uint8_t *words, size_t stride,
-                           int32_t (*out)[BLOCK], const int rows) {
+                           int32_t *out, size_t pitch, const int rows) {
     const __m512i nibble = _mm512_set1_epi8(0x0f), place = _mm512_set1_epi32(0x30201000);
     const int64_t narrow = t->nibbles / 8;
     const int8_t *tables = t->arranged;
@@ -113,7 +110,7 @@ INLINE512 void score_bytes(const query_tables *t, const uint8_t *words, size_t s
         __m512i low[4], high[4];
 #pragma GCC unroll 4
         for (int b = 0; b < 4; b++) {
-            prefetch_next(words + 64 * b, stride, t->ahead);
+            prefetch_next(words + 64 * b, stride, t->next + w * WORD + 64 * b);
             __m512i codes = _mm512_loadu_si512(words + 64 * b);
             /* Byte j looks into table j: (codes & nibble) | 16 j. */
             low[b] = _mm512_ternarylogic_epi32(codes, nibble, place, 0xEA);
@@ -122,39 +119,37 @@ INLINE512 void score_bytes(const query_tables *t, const uint8_t *words, size_t s
 #pragma GCC unroll 4
         for (int g = 0; g < rows; g++) {
             const int8_t *table = tables + (g * narrow + w) * 128;
-            const uint8_t *weights = t->weights + g * t->nibbles + 8 * w;
             __m512i low_table = _mm512_load_si512(table);
             __m512i high_table = _mm512_load_si512(table + 64);
-            __m512i low_weight = four_weights(weights), high_weight = four_weights(weights + 4);
+            __m512i weight = four_weights(t->weights + g * t->nibbles / 2 + 4 * w);
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++) {
-                sum[g][b] = _mm512_dpbusd_epi32(sum[g][b], low_weight,
-                                                _mm512_permutexvar_epi8(low[b], low_table));
-                sum[g][b] = _mm512_dpbusd_epi32(sum[g][b], high_weight,
-                                                _mm512_permutexvar_epi8(high[b], high_table));
+                __m512i both = _mm512_add_epi8(_mm512_permutexvar_epi8(low[b], low_table),
+                                               _mm512_permutexvar_epi8(high[b], high_table));
+                sum[g][b] = _mm512_dpbusd_epi32(sum[g][b], weight, both);
             }
         }
     }
 #pragma GCC unroll 4
     for (int g = 0; g < rows; g++)
 #pragma GCC unroll 4
-        for (int b = 0; b < 4; b++) _mm512_store_si512(&out[g][16 * b], sum[g][b]);
-    if (t->wides) add_wide_bytes(t, words, out);
+        for (int b = 0; b < 4; b++) _mm512_store_si512(out + g * pitch + 16 * b, sum[g][b]);
+    if (t->wides) add_wide_bytes(t, words, out, pitch);
 }
 
 AVX512_TARGET void score_block_avx512(const query_tables *t, const uint8_t *words, size_t stride,
-                                      int32_t (*out)[BLOCK]) {
+                                      int32_t *out, size_t pitch) {
     switch (t->rows) {
-    case 1: score_bytes(t, words, stride, out, 1); break;
-    case 2: score_bytes(t, words, stride, out, 2); break;
-    case 3: score_bytes(t, words, stride, out, 3); break;
-    default: score_bytes(t, words, stride, out, 4);
+    case 1: score_bytes(t, words, stride, out, pitch, 1); break;
+    case 2: score_bytes(t, words, stride, out, pitch, 2); break;
+    case 3: score_bytes(t, words, stride, out, pitch, 3); break;
+    default: score_bytes(t, words, stride, out, pitch, 4);
     }
 }
 
 AVX512_TARGET __attribute__((noinline)) static void add_wide_words(const query_tables *t,
                                                                    const uint8_t *words,
-                                                                   int32_t (*out)[BLOCK]) {
+                                                                   int32_t *out, size_t pitch) {
     const __m512i byte = _mm512_set1_epi32(0xff);
     const int32_t *tables =
         (const int32_t *)((const int16_t *)t->arranged + GROUP * t->nibbles * NIBBLE);
@@ -165,14 +160,14 @@ AVX512_TARGET __attribute__((noinline)) static void add_wide_words(const query_t
             for (int g = 0; g < t->rows; g++) {
                 const int32_t *table = tables + (g * t->wides + w) * BYTE;
                 __m512i found = _mm512_i32gather_epi32(codes, table, 4);
-                __m512i sum = _mm512_load_si512(&out[g][16 * b]);
-                _mm512_store_si512(&out[g][16 * b], _mm512_add_epi32(sum, found));
+                __m512i sum = _mm512_load_si512(out + g * pitch + 16 * b);
+                _mm512_store_si512(out + g * pitch + 16 * b, _mm512_add_epi32(sum, found));
             }
         }
 }
 
 INLINE512 void score_words(const query_tables *t, const uint8_t *words, size_t stride,
-                           int32_t (*out)[BLOCK], const int rows) {
+                           int32_t *out, size_t pitch, const int rows) {
     const __m512i nibble = _mm512_set1_epi16(0x0f), place = _mm512_set1_epi32(0x00100000);
     const __m512i ones = _mm512_set1_epi16(1);
     const int64_t narrow = t->nibbles / 8;
@@ -188,7 +183,7 @@ INLINE512 void score_words(const query_tables *t, const uint8_t *words, size_t s
             __m512i index[4];
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++) {
-                if (k == 0) prefetch_next(words + 64 * b, stride, t->ahead);
+                if (k == 0) prefetch_next(words + 64 * b, stride, t->next + w * WORD + 64 * b);
                 __m512i codes = _mm512_srli_epi32(_mm512_loadu_si512(words + 64 * b), 4 * k);
                 index[b] = _mm512_ternarylogic_epi32(codes, nibble, place, 0xEA);
             }
@@ -204,17 +199,17 @@ INLINE512 void score_words(const query_tables *t, const uint8_t *words, size_t s
 #pragma GCC unroll 4
     for (int g = 0; g < rows; g++)
 #pragma GCC unroll 4
-        for (int b = 0; b < 4; b++) _mm512_store_si512(&out[g][16 * b], sum[g][b]);
-    if (t->wides) add_wide_words(t, words, out);
+        for (int b = 0; b < 4; b++) _mm512_store_si512(out + g * pitch + 16 * b, sum[g][b]);
+    if (t->wides) add_wide_words(t, words, out, pitch);
 }
 
 AVX512_TARGET void score_block_avx512_precise(const query_tables *t, const uint8_t *words,
-                                              size_t stride, int32_t (*out)[BLOCK]) {
+                                              size_t stride, int32_t *out, size_t pitch) {
     switch (t->rows) {
-    case 1: score_words(t, words, stride, out, 1); break;
-    case 2: score_words(t, words, stride, out, 2); break;
-    case 3: score_words(t, words, stride, out, 3); break;
-    default: score_words(t, words, stride, out, 4);
+    case 1: score_words(t, words, stride, out, pitch, 1); break;
+    case 2: score_words(t, words, stride, out, pitch, 2); break;
+    case 3: score_words(t, words, stride, out, pitch, 3); break;
+    default: score_words(t, words, stride, out, pitch, 4);
     }
 }
 #endif

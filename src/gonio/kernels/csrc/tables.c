@@ -5,8 +5,9 @@
 
 #include "gonio_kernels.h"
 
-#define LARGEST_WEIGHT 255
+#define LARGEST_WEIGHT 128 /* AVX2 adds two products of a weight and an entry in 16 bits */
 #define LARGEST_ENTRY 127
+#define LARGEST_PAIR 126 /* of two entries together: each is rounded by up to a half */
 #define LARGEST_PRECISE 32767
 
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 127) & ~(size_t)63); }
@@ -20,11 +21,15 @@ int tables_allocate(query_tables *t, const head_plan *head, const plan *keys, in
     t->wides = head->wides;
     t->wide_bits = keys->wide_bits + head->first_wide;
     t->entries = allocate(GROUP * nibbles * NIBBLE * sizeof(int16_t));
-    t->weights = allocate(GROUP * nibbles);
+    t->weights = allocate(GROUP * nibbles / 2);
+    t->values = allocate(nibbles * NIBBLE * sizeof(float));
+    t->halves = allocate(nibbles * sizeof(float));
     t->wide_entries = allocate(GROUP * wides * BYTE * sizeof(int16_t));
     t->wide_weights = allocate(GROUP * wides);
     t->arranged = allocate(arranged_bytes(head->nibbles, head->wides, precise, level));
-    if (t->entries && t->weights && t->wide_entries && t->wide_weights && t->arranged) return 0;
+    if (t->entries && t->weights && t->values && t->halves && t->wide_entries &&
+        t->wide_weights && t->arranged)
+        return 0;
     tables_free(t);
     return -1;
 }
@@ -32,13 +37,15 @@ int tables_allocate(query_tables *t, const head_plan *head, const plan *keys, in
 void tables_free(query_tables *t) {
     free(t->entries);
     free(t->weights);
+    free(t->values);
+    free(t->halves);
     free(t->wide_entries);
     free(t->wide_weights);
     free(t->arranged);
 }
 
-/* Subtracts the middle of the range, which is the same for every token, and returns half of it. */
-INLINE float center(float *value, int count, float *bias) {
+/* Subtracts the middle of the range, which is the same for every token; returns it. */
+INLINE float center(float *value, int count, float *half) {
     float low = value[0], high = value[0];
     for (int c = 1; c < count; c++) {
         low = value[c] < low ? value[c] : low;
@@ -46,8 +53,8 @@ INLINE float center(float *value, int count, float *bias) {
     }
     float middle = 0.5f * (low + high);
     for (int c = 0; c < count; c++) value[c] -= middle;
-    *bias += middle;
-    return high - middle;
+    *half = high - middle;
+    return middle;
 }
 
 INLINE void nibble_values(const plan *keys, int64_t nibble, const float *query, float *value) {
@@ -60,6 +67,37 @@ INLINE void nibble_values(const plan *keys, int64_t nibble, const float *query, 
     }
 }
 
+/* A nibble's values around zero: half their range, and the middle that was subtracted. */
+typedef float nibble_center(const plan *keys, int64_t nibble, const float *query, float *value,
+                            float *half);
+
+static float center_nibble(const plan *keys, int64_t nibble, const float *query, float *value,
+                           float *half) {
+    nibble_values(keys, nibble, query, value);
+    return center(value, NIBBLE, half);
+}
+
+#if GONIO_X86
+#include <immintrin.h>
+
+/* The same to the bit: products are rounded before they are added. */
+AVX512_TARGET static float center_nibble_avx512(const plan *keys, int64_t nibble,
+                                                const float *query, float *value, float *half) {
+    __m512 all = _mm512_setzero_ps();
+    for (int s = 0; s < SLOTS; s++) {
+        int32_t dim = keys->dims[nibble * SLOTS + s];
+        if (dim < 0) continue;
+        __m512 level = _mm512_loadu_ps(keys->levels + (nibble * SLOTS + s) * NIBBLE);
+        all = _mm512_add_ps(all, _mm512_mul_ps(_mm512_set1_ps(query[dim]), level));
+    }
+    float high = _mm512_reduce_max_ps(all);
+    float middle = 0.5f * (_mm512_reduce_min_ps(all) + high);
+    _mm512_store_ps(value, _mm512_sub_ps(all, _mm512_set1_ps(middle)));
+    *half = high - middle;
+    return middle;
+}
+#endif
+
 INLINE int wide_values(const plan *keys, int64_t wide, const float *query, float *value) {
     int count = 1 << keys->wide_bits[wide];
     int32_t dim = keys->wide_dims[wide];
@@ -68,12 +106,16 @@ INLINE int wide_values(const plan *keys, int64_t wide, const float *query, float
     return count;
 }
 
-/* Rounds to entries of at most `largest` in units of `step` times a weight, which is returned. */
-INLINE uint8_t quantize(const float *value, int count, float half, float step, int precise,
-                        int16_t *entry) {
-    float units = step > 0 ? half / step : 0.0f; /* half the range in units of the step */
-    int weight = precise ? 1 : (int)ceilf(units / LARGEST_ENTRY - 1e-3f);
-    weight = weight < 1 ? 1 : weight > LARGEST_WEIGHT ? LARGEST_WEIGHT : weight;
+/* The least weight with which values of at most `half` make entries of at most `limit`. */
+INLINE uint8_t weight_for(float half, float step, int precise, float limit) {
+    float units = step > 0 ? half / step : 0.0f;
+    int weight = precise ? 1 : (int)ceilf(units / limit - 1e-3f);
+    return (uint8_t)(weight < 1 ? 1 : weight > LARGEST_WEIGHT ? LARGEST_WEIGHT : weight);
+}
+
+/* Rounds to entries in units of `step` times the weight. */
+INLINE void quantize(const float *value, int count, float step, int weight, int precise,
+                     int16_t *entry) {
     float limit = precise ? LARGEST_PRECISE : LARGEST_ENTRY;
     float scale = step > 0 ? 1.0f / (step * (float)weight) : 0.0f;
     for (int c = 0; c < count; c++) {
@@ -81,45 +123,64 @@ INLINE uint8_t quantize(const float *value, int count, float half, float step, i
         x = x > limit ? limit : x < -limit ? -limit : x;
         entry[c] = (int16_t)(x + (x < 0 ? -0.5f : 0.5f));
     }
-    return (uint8_t)weight;
+}
+
+/* The values of a row's nibbles and their half ranges, two and two; returns the largest of what
+ * must fit an entry: of a byte's two nibbles together, of one alone if precise. */
+INLINE float nibble_ranges(query_tables *t, const head_plan *head, const plan *keys,
+                           const float *query, nibble_center *center_one, float *bias) {
+    float largest = 0;
+    for (int64_t n = 0; n < t->nibbles; n += 2) {
+        float *half = t->halves + n;
+        for (int k = 0; k < 2; k++) {
+            float *value = t->values + (n + k) * NIBBLE;
+            *bias += center_one(keys, head->first_nibble + n + k, query, value, half + k);
+        }
+        float most = half[0] > half[1] ? half[0] : half[1];
+        if (!t->precise) most = half[0] + half[1];
+        largest = most > largest ? most : largest;
+    }
+    return largest;
 }
 
 INLINE void fill_row(query_tables *t, const head_plan *head, const plan *keys, const float *query,
-                     int row) {
-    float value[BYTE], bias = 0, largest = 0, ignored;
-    for (int64_t n = 0; n < t->nibbles; n++) {
-        nibble_values(keys, head->first_nibble + n, query, value);
-        float half = center(value, NIBBLE, &bias);
-        largest = half > largest ? half : largest;
-    }
+                     int row, nibble_center *center_one) {
+    float value[BYTE], half, bias = 0;
+    float largest = nibble_ranges(t, head, keys, query, center_one, &bias);
     for (int64_t w = 0; w < t->wides; w++) {
         int count = wide_values(keys, head->first_wide + w, query, value);
-        float half = center(value, count, &bias);
+        bias += center(value, count, &half);
         largest = half > largest ? half : largest;
     }
-    float step = largest / (t->precise ? LARGEST_PRECISE : LARGEST_ENTRY * LARGEST_WEIGHT);
+    float step = largest / (t->precise ? LARGEST_PRECISE : LARGEST_PAIR * LARGEST_WEIGHT);
     t->bias[row] = bias;
     t->scale[row] = step;
-    for (int64_t n = 0; n < t->nibbles; n++) {
-        nibble_values(keys, head->first_nibble + n, query, value);
-        float half = center(value, NIBBLE, &ignored);
+    for (int64_t n = 0; n < t->nibbles; n += 2) {
         int64_t at = row * t->nibbles + n;
-        t->weights[at] = quantize(value, NIBBLE, half, step, t->precise, t->entries + at * NIBBLE);
+        int weight = weight_for(t->halves[n] + t->halves[n + 1], step, t->precise, LARGEST_PAIR);
+        t->weights[at / 2] = (uint8_t)weight;
+        quantize(t->values + n * NIBBLE, 2 * NIBBLE, step, weight, t->precise,
+                 t->entries + at * NIBBLE);
     }
     for (int64_t w = 0; w < t->wides; w++) {
         int count = wide_values(keys, head->first_wide + w, query, value);
-        float half = center(value, count, &ignored);
+        center(value, count, &half);
         int64_t at = row * t->wides + w;
         int16_t *entry = t->wide_entries + at * BYTE;
         memset(entry, 0, BYTE * sizeof *entry);
-        t->wide_weights[at] = quantize(value, count, half, step, t->precise, entry);
+        int weight = weight_for(half, step, t->precise, LARGEST_ENTRY);
+        t->wide_weights[at] = (uint8_t)weight;
+        quantize(value, count, step, weight, t->precise, entry);
     }
 }
 
-/* Multiplies weights into entries: at most 255 * 127, which an int16 holds. */
+/* Multiplies weights into entries: at most 128 * 127, which an int16 holds. */
 static void fold_weights(query_tables *t) {
     for (int64_t n = 0; n < t->rows * t->nibbles; n++)
-        for (int c = 0; c < NIBBLE; c++) t->entries[n * NIBBLE + c] *= t->weights[n];
+        for (int c = 0; c < NIBBLE; c++) t->entries[n * NIBBLE + c] *= t->weights[n / 2];
+}
+
+static void fold_wide_weights(query_tables *t) {
     for (int64_t w = 0; w < t->rows * t->wides; w++)
         for (int c = 0; c < BYTE; c++) t->wide_entries[w * BYTE + c] *= t->wide_weights[w];
 }
@@ -127,12 +188,12 @@ static void fold_weights(query_tables *t) {
 #if GONIO_X86
 AVX512_TARGET static void fill_row_avx512(query_tables *t, const head_plan *head, const plan *keys,
                                           const float *query, int row) {
-    fill_row(t, head, keys, query, row);
+    fill_row(t, head, keys, query, row, center_nibble_avx512);
 }
 
 AVX2_TARGET static void fill_row_avx2(query_tables *t, const head_plan *head, const plan *keys,
                                       const float *query, int row) {
-    fill_row(t, head, keys, query, row);
+    fill_row(t, head, keys, query, row, center_nibble);
 }
 #endif
 
@@ -151,9 +212,10 @@ void tables_fill(query_tables *t, const head_plan *head, const plan *keys, const
             continue;
         }
 #endif
-        fill_row(t, head, keys, own, r);
+        fill_row(t, head, keys, own, r, center_nibble);
     }
-    if (level != AVX512) fold_weights(t);
+    if (level == PORTABLE) fold_weights(t);
+    if (level != AVX512) fold_wide_weights(t);
 #if GONIO_X86
     if (level == AVX2) arrange_avx2(t);
     if (level == AVX512) arrange_avx512(t);

@@ -1,71 +1,283 @@
-/* Weighted sums of packed values with AVX-512: vpermb turns nibbles into 8-bit levels, vpdpbusd adds
- * four products with 8-bit weights at a time. Coordinates of a whole byte go through bf16. */
+/* Weighted sums of packed values with AVX-512: scores become 8-bit weights, vpermb turns nibbles
+ * into 8-bit levels, vpdpbusd adds four products at a time. Coordinates of a byte go through bf16. */
+#include <math.h>
+
 #include "gonio_kernels.h"
 
 #if GONIO_X86
 #include <immintrin.h>
 
 #define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
-#define MOST_OF_TILE 16 /* a row is split when one token has more than 1/16 of its weight */
+#define MOST_OF_MEAN 32 /* a row is split when its largest weight is more than 32 times the mean */
+#define BYTE_UNITS 255.0f
+#define SPLIT_UNITS 65535.0f
 
-/* Largest and summed weight of a row. */
-INLINE512 float weigh(const float *weights, int count, float *sum) {
-    __m512 most = _mm512_setzero_ps(), all = _mm512_setzero_ps();
-    for (int i = 0; i < count; i += 16) {
-        most = _mm512_max_ps(most, _mm512_load_ps(weights + i));
-        all = _mm512_add_ps(all, _mm512_load_ps(weights + i));
-    }
-    *sum = _mm512_reduce_add_ps(all);
+/* 2^x within 8e-5 of itself: far below what weights of a byte tell apart. */
+INLINE512 __m512 power_of_two(__m512 x) {
+    __m512 part = _mm512_reduce_ps(x, 1); /* x - floor(x) */
+    __m512 found = _mm512_set1_ps(0.07802455f);
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.22606718f));
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.69583349f));
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.99992523f));
+    return _mm512_scalef_ps(found, x); /* takes floor(x) itself */
+}
+
+INLINE512 int32_t largest_found(const int32_t *found, int count) {
+    __m512i most = _mm512_load_si512(found);
+    for (int i = 16; i < count; i += 16)
+        most = _mm512_max_epi32(most, _mm512_load_si512(found + i));
+    return _mm512_reduce_max_epi32(most);
+}
+
+INLINE512 float largest_number(const float *score, int count) {
+    __m512 most = _mm512_load_ps(score);
+    for (int i = 16; i < count; i += 16) most = _mm512_max_ps(most, _mm512_load_ps(score + i));
     return _mm512_reduce_max_ps(most);
 }
 
-/* Weights as bytes. One byte errs by half of 1/255 of the heaviest: where that one stands out it
- * would drown the others, and two bytes are taken. */
-INLINE512 void round_weights(value_tile *tile) {
-    float most[GROUP], sum;
-    int count = tile->blocks * BLOCK;
-    tile->is_split = 0;
-    for (int g = 0; g < GROUP; g++) tile->unit[g] = 0;
-    for (int g = 0; g < tile->rows; g++) {
-        most[g] = weigh(tile->weights[g], count, &sum);
-        tile->is_split |= most[g] * MOST_OF_TILE > sum;
-    }
-    float largest = tile->is_split ? 65535.0f : 255.0f;
-    for (int g = 0; g < tile->rows; g++) {
-        tile->unit[g] = most[g] / largest;
-        __m512 scale = _mm512_set1_ps(most[g] > 0 ? largest / most[g] : 0.0f);
-        for (int i = 0; i < count; i += 16) {
-            __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_load_ps(tile->weights[g] + i), scale));
-            if (tile->is_split) {
-                _mm_store_si128((__m128i *)(tile->low[g] + i), _mm512_cvtepi32_epi8(x));
-                x = _mm512_srli_epi32(x, 8);
+/* Weights of 64 tokens as bf16, those of even and of odd tokens apart, as codes come out of 16-bit
+ * lanes. */
+INLINE512 void store_bf16(const __m512 *weight, uint16_t *even, uint16_t *odd) {
+    const __m512i evens =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    __m512bh first = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(weight[2], evens, weight[3]),
+                                         _mm512_permutex2var_ps(weight[0], evens, weight[1]));
+    __m512bh second = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(weight[2], odds, weight[3]),
+                                          _mm512_permutex2var_ps(weight[0], odds, weight[1]));
+    _mm512_store_si512(even, (__m512i)first);
+    _mm512_store_si512(odd, (__m512i)second);
+}
+
+/* What a row's scores are compared with: weights are units * exp(scale * (score - most)). */
+typedef struct {
+    float scale, most;
+    int32_t most_found;
+} row_shift;
+
+/* Weights of one row in units of which the largest has `units`; returns their sum. */
+INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, const int is_number,
+                          const int is_split, const int has_wides) {
+    const __m512 slope = _mm512_set1_ps(shift.scale * 1.44269504f); /* powers of two, not of e */
+    const __m512 most = _mm512_set1_ps(shift.most);
+    const __m512 top = _mm512_set1_ps(is_split ? 15.99997799f : 7.99435344f); /* log2 of units */
+    const __m512i most_found = _mm512_set1_epi32(shift.most_found);
+    __m512 sum[4];
+    for (int k = 0; k < 4; k++) sum[k] = _mm512_setzero_ps();
+    for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
+        __m512 weight[4];
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            int at = i + 16 * k;
+            __m512 x;
+            if (is_number)
+                x = _mm512_max_ps(_mm512_sub_ps(_mm512_load_ps(tile->weights[row] + at), most),
+                                  _mm512_set1_ps(-1000.0f)); /* masked ones are -infinity */
+            else
+                x = _mm512_cvtepi32_ps(
+                    _mm512_sub_epi32(_mm512_load_si512(tile->found[row] + at), most_found));
+            weight[k] = power_of_two(_mm512_fmadd_ps(x, slope, top));
+            sum[k] = _mm512_add_ps(sum[k], weight[k]);
+            __m512i whole = _mm512_cvtps_epi32(weight[k]);
+            if (is_split) {
+                _mm_store_si128((__m128i *)(tile->low[row] + at), _mm512_cvtepi32_epi8(whole));
+                whole = _mm512_srli_epi32(whole, 8);
             }
-            _mm_store_si128((__m128i *)(tile->high[g] + i), _mm512_cvtepi32_epi8(x));
+            _mm_store_si128((__m128i *)(tile->high[row] + at), _mm512_cvtepi32_epi8(whole));
         }
+        if (has_wides) store_bf16(weight, tile->even[row] + i / 2, tile->odd[row] + i / 2);
+    }
+    sum[0] = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+    return _mm512_reduce_add_ps(sum[0]);
+}
+
+/* All rows; returns whether one token of a row has much of its weight. */
+INLINE512 int weigh_rows(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
+                         const int is_split, const int has_wides) {
+    int is_heavy = 0;
+    for (int r = 0; r < tile->rows; r++) {
+        sum[r] = weigh_row(tile, r, shift[r], is_number, is_split, has_wides);
+        is_heavy |= BYTE_UNITS * (float)(tile->blocks * BLOCK) > MOST_OF_MEAN * sum[r];
+    }
+    return is_heavy;
+}
+
+/* One byte errs by half of 1/255 of the heaviest weight: where that one stands out it would drown
+ * the others, and two bytes are taken. */
+INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
+                     const int has_wides) {
+    tile->is_split = weigh_rows(tile, shift, sum, is_number, 0, has_wides);
+    if (tile->is_split) weigh_rows(tile, shift, sum, is_number, 1, has_wides);
+}
+
+AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_number,
+                               float *factor) {
+    int count = tile->blocks * BLOCK, is_changed = 0;
+    row_shift shift[GROUP];
+    float sum[GROUP];
+    for (int r = 0; r < tile->rows; r++) {
+        shift[r].most_found = is_number ? 0 : largest_found(tile->found[r], count);
+        shift[r].scale = is_number ? 1.0f : rows[r].scale;
+        shift[r].most = is_number ? largest_number(tile->weights[r], count)
+                                  : (float)shift[r].most_found * rows[r].scale + rows[r].bias;
+    }
+    for (int r = 0; r < tile->rows; r++)
+        if (shift[r].most == -INFINITY) shift[r].most = 0.0f; /* all masked: weights of zero */
+    if (is_number)
+        tile->has_wides ? weigh(tile, shift, sum, 1, 1) : weigh(tile, shift, sum, 1, 0);
+    else
+        tile->has_wides ? weigh(tile, shift, sum, 0, 1) : weigh(tile, shift, sum, 0, 0);
+    for (int r = 0; r < GROUP; r++) tile->unit[r] = 0;
+    for (int r = 0; r < tile->rows; r++) {
+        factor[r] = 1.0f;
+        if (sum[r] == 0) continue;
+        float before = *rows[r].max, now = shift[r].most > before ? shift[r].most : before;
+        factor[r] = before == now ? 1.0f : expf(before - now);
+        tile->unit[r] = expf(shift[r].most - now) / (tile->is_split ? SPLIT_UNITS : BYTE_UNITS);
+        *rows[r].max = now;
+        *rows[r].total = *rows[r].total * factor[r] + sum[r] * tile->unit[r];
+        is_changed |= factor[r] != 1.0f;
+    }
+    return is_changed;
+}
+
+static const int8_t no_levels[64] __attribute__((aligned(64)));
+
+int64_t list_pairs(const plan *values, const head_plan *head, value_pair *pairs) {
+    int64_t count = 0;
+    for (int64_t n = 0; n < head->nibbles; n += 2) {
+        const int32_t *dims = values->dims + (head->first_nibble + n) * SLOTS;
+        const int8_t *level = values->levels_int8 + (head->first_nibble + n) * SLOTS * 64;
+        for (int s = 0; s < SLOTS && (dims[s] >= 0 || dims[SLOTS + s] >= 0); s++) {
+            value_pair *pair = pairs + count++;
+            pair->plane = n / 2 * BLOCK;
+            for (int k = 0; k < 2; k++) {
+                int32_t dim = dims[k * SLOTS + s];
+                pair->level[k] = dim < 0 ? no_levels : level + (k * SLOTS + s) * 64;
+                pair->dim[k] = dim < 0 ? values->dim : dim;
+            }
+        }
+    }
+    if (count % 2) {
+        value_pair none = {0, {no_levels, no_levels}, {values->dim, values->dim}};
+        pairs[count++] = none;
+    }
+    return count;
+}
+
+/* Four vectors of 16 partial sums as one: the sums of the four, side by side in each 128 bits. */
+INLINE512 __m512i fold(__m512i a, __m512i b, __m512i c, __m512i d) {
+    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+INLINE512 void store_sums(float *sums, __m512i all, __m512 units) {
+    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), units, _mm512_load_ps(sums)));
+}
+
+/* sum + four products of unsigned weights and signed levels. In assembly, because gcc 12 copies
+ * each sum twice around the intrinsic in the loops below. */
+INLINE512 __m512i add_products(__m512i sum, __m512i weight, __m512i level) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(level));
+    return sum;
+}
+
+/* While a plane of TILE_BLOCKS blocks is read, as many planes of the next head are fetched, in the
+ * order in which they lie: one block after another. */
+INLINE512 const uint8_t *to_fetch(const value_pair *pair, size_t stride, const value_tile *tile) {
+    int64_t first = pair->plane / BLOCK * TILE_BLOCKS;
+    return tile->next + (size_t)(first / tile->planes) * stride + first % tile->planes * BLOCK;
+}
+
+/* Two pairs side by side: 16 sums in registers hide the latency of vpdpbusd. */
+INLINE512 void add_two(const value_pair *pair, const uint8_t *planes, size_t stride,
+                       const value_tile *tile, __m512 units, float *sums, const int is_whole,
+                       const int rows) {
+    /* vpermb reads 6 bits, two of which belong to a neighbor: the tables repeat. */
+    __m512i table[4], sum[4][GROUP];
+    const uint8_t *first = planes + pair[0].plane, *second = planes + pair[1].plane;
+    const uint8_t *next = to_fetch(pair, stride, tile);
+    const uint8_t *also = to_fetch(pair + 1, stride, tile);
+    const int is_apart = first != second;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        table[k] = _mm512_loadu_si512(pair[k / 2].level[k % 2]);
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUP; g++) sum[k][g] = _mm512_setzero_si512();
+    }
+    const int blocks = is_whole ? TILE_BLOCKS : tile->blocks; /* unrolled where it is constant */
+#pragma GCC unroll 4
+    for (int b = 0; b < blocks; b++, first += stride, second += stride) {
+        __m512i codes = _mm512_loadu_si512(first), more = _mm512_loadu_si512(second), found[4];
+        _mm_prefetch((const char *)next + b * BLOCK, _MM_HINT_T0);
+        if (is_apart) _mm_prefetch((const char *)also + b * BLOCK, _MM_HINT_T0);
+        found[0] = _mm512_permutexvar_epi8(codes, table[0]);
+        found[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table[1]);
+        found[2] = _mm512_permutexvar_epi8(more, table[2]);
+        found[3] = _mm512_permutexvar_epi8(_mm512_srli_epi16(more, 4), table[3]);
+#pragma GCC unroll 4
+        for (int g = 0; g < rows; g++) {
+            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) sum[k][g] = add_products(sum[k][g], weight, found[k]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++)
+        store_sums(sums + pair[k / 2].dim[k % 2] * PARTS * GROUP,
+                   fold(sum[k][0], sum[k][1], sum[k][2], sum[k][3]), units);
+}
+
+/* One pair, with weights of two bytes. */
+INLINE512 void add_split(const value_pair *pair, const uint8_t *planes, size_t stride,
+                         const value_tile *tile, __m512 units, float *sums, const int rows) {
+    __m512i table[2], high[2][GROUP], low[2][GROUP];
+    const uint8_t *plane = planes + pair->plane;
+    const uint8_t *next = to_fetch(pair, stride, tile);
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        table[k] = _mm512_loadu_si512(pair->level[k]);
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUP; g++) high[k][g] = low[k][g] = _mm512_setzero_si512();
+    }
+    for (int b = 0; b < tile->blocks; b++, plane += stride) {
+        __m512i codes = _mm512_loadu_si512(plane), found[2];
+        _mm_prefetch((const char *)next + b * BLOCK, _MM_HINT_T0);
+        found[0] = _mm512_permutexvar_epi8(codes, table[0]);
+        found[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table[1]);
+#pragma GCC unroll 4
+        for (int g = 0; g < rows; g++) {
+            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
+            __m512i rest = _mm512_load_si512(tile->low[g] + b * BLOCK);
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; k++) {
+                high[k][g] = add_products(high[k][g], weight, found[k]);
+                low[k][g] = add_products(low[k][g], rest, found[k]);
+            }
+        }
+    }
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        __m512i all = fold(high[k][0], high[k][1], high[k][2], high[k][3]);
+        all = _mm512_add_epi32(_mm512_slli_epi32(all, 8),
+                               fold(low[k][0], low[k][1], low[k][2], low[k][3]));
+        store_sums(sums + pair->dim[k] * PARTS * GROUP, all, units);
     }
 }
 
-/* Weights as bf16, those of even and of odd tokens apart, as codes come out of 16-bit lanes. */
-INLINE512 void split_weights(value_tile *tile) {
-    const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-    for (int g = 0; g < GROUP; g++)
-        for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
-            if (g >= tile->rows) {
-                _mm512_store_si512(tile->even[g] + i / 2, _mm512_setzero_si512());
-                _mm512_store_si512(tile->odd[g] + i / 2, _mm512_setzero_si512());
-                continue;
-            }
-            const float *from = tile->weights[g] + i;
-            __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 16);
-            __m512 c = _mm512_loadu_ps(from + 32), d = _mm512_loadu_ps(from + 48);
-            __m512bh even = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(c, evens, d),
-                                                _mm512_permutex2var_ps(a, evens, b));
-            __m512bh odd = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(c, odds, d),
-                                               _mm512_permutex2var_ps(a, odds, b));
-            _mm512_store_si512(tile->even[g] + i / 2, (__m512i)even);
-            _mm512_store_si512(tile->odd[g] + i / 2, (__m512i)odd);
-        }
+INLINE512 void add_pairs(const value_pair *pairs, int64_t count, const uint8_t *planes,
+                         size_t stride, const value_tile *tile, float *sums, const int rows) {
+    __m512 units = _mm512_broadcast_f32x4(_mm_loadu_ps(tile->unit));
+    if (tile->is_split)
+        for (int64_t i = 0; i < count; i++)
+            add_split(pairs + i, planes, stride, tile, units, sums, rows);
+    else if (tile->blocks == TILE_BLOCKS)
+        for (int64_t i = 0; i < count; i += 2)
+            add_two(pairs + i, planes, stride, tile, units, sums, 1, rows);
+    else
+        for (int64_t i = 0; i < count; i += 2)
+            add_two(pairs + i, planes, stride, tile, units, sums, 0, rows);
 }
 
 /* Level of each code below 64 (of its low 6 bits), 16-bit lanes. */
@@ -85,94 +297,6 @@ INLINE512 __m512i wide_level(const uint16_t *level, __m512i codes, const int pag
     return found;
 }
 
-/* Four vectors of 16 partial sums as one: in each 128-bit lane the sums of the four, side by side. */
-INLINE512 __m512i fold(__m512i a, __m512i b, __m512i c, __m512i d) {
-    __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-}
-
-/* A coordinate in the low and one in the high nibble of a plane: their tables, and their sums. */
-typedef struct {
-    const uint8_t *plane;
-    const int8_t *level[2];
-    float *sums[2];
-} coordinate_pair;
-
-INLINE512 void store_sums(float *sums, const __m512i *high, const __m512i *low, __m512 units,
-                          const int is_split) {
-    __m512i all = fold(high[0], high[1], high[2], high[3]);
-    if (is_split)
-        all = _mm512_add_epi32(_mm512_slli_epi32(all, 8), fold(low[0], low[1], low[2], low[3]));
-    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), units, _mm512_load_ps(sums)));
-}
-
-/* sum + four products of unsigned weights and signed levels. In assembly, because gcc 12 copies each
- * sum twice around the intrinsic in the loops below. */
-INLINE512 __m512i add_products(__m512i sum, __m512i weight, __m512i level) {
-    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(level));
-    return sum;
-}
-
-/* Two pairs side by side: 16 sums in registers hide the latency of vpdpbusd. */
-INLINE512 void add_two(const coordinate_pair *pair, size_t stride, const value_tile *tile,
-                       __m512 units, const int is_whole, const int rows) {
-    /* vpermb reads 6 bits, two of which belong to a neighbor: the tables repeat. */
-    __m512i table[4], sum[4][GROUP];
-    const uint8_t *first = pair[0].plane, *second = pair[1].plane;
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++) {
-        table[k] = _mm512_loadu_si512(pair[k / 2].level[k % 2]);
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUP; g++) sum[k][g] = _mm512_setzero_si512();
-    }
-    const int blocks = is_whole ? TILE_BLOCKS : tile->blocks; /* unrolled where it is constant */
-#pragma GCC unroll 8
-    for (int b = 0; b < blocks; b++, first += stride, second += stride) {
-        __m512i codes = _mm512_loadu_si512(first), more = _mm512_loadu_si512(second), found[4];
-        found[0] = _mm512_permutexvar_epi8(codes, table[0]);
-        found[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table[1]);
-        found[2] = _mm512_permutexvar_epi8(more, table[2]);
-        found[3] = _mm512_permutexvar_epi8(_mm512_srli_epi16(more, 4), table[3]);
-#pragma GCC unroll 4
-        for (int g = 0; g < rows; g++) {
-            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
-#pragma GCC unroll 4
-            for (int k = 0; k < 4; k++)
-                sum[k][g] = add_products(sum[k][g], weight, found[k]);
-        }
-    }
-#pragma GCC unroll 4
-    for (int k = 0; k < 4; k++) store_sums(pair[k / 2].sums[k % 2], sum[k], sum[k], units, 0);
-}
-
-/* One pair, with weights of two bytes. */
-INLINE512 void add_split(const coordinate_pair *pair, size_t stride, const value_tile *tile,
-                         __m512 units, const int rows) {
-    __m512i first = _mm512_loadu_si512(pair->level[0]), second = _mm512_loadu_si512(pair->level[1]);
-    __m512i high[2][GROUP], low[2][GROUP];
-    const uint8_t *plane = pair->plane;
-#pragma GCC unroll 4
-    for (int g = 0; g < GROUP; g++)
-        high[0][g] = high[1][g] = low[0][g] = low[1][g] = _mm512_setzero_si512();
-    for (int b = 0; b < tile->blocks; b++, plane += stride) {
-        __m512i codes = _mm512_loadu_si512(plane);
-        __m512i a = _mm512_permutexvar_epi8(codes, first);
-        __m512i c = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), second);
-#pragma GCC unroll 4
-        for (int g = 0; g < rows; g++) {
-            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
-            high[0][g] = add_products(high[0][g], weight, a);
-            high[1][g] = add_products(high[1][g], weight, c);
-            weight = _mm512_load_si512(tile->low[g] + b * BLOCK);
-            low[0][g] = add_products(low[0][g], weight, a);
-            low[1][g] = add_products(low[1][g], weight, c);
-        }
-    }
-    store_sums(pair->sums[0], high[0], low[0], units, 1);
-    store_sums(pair->sums[1], high[1], low[1], units, 1);
-}
-
 /* One coordinate that takes a byte: of at most 6 bits (one page of levels) or more (four). */
 INLINE512 void add_wide(const uint8_t *plane, size_t stride, const uint16_t *level,
                         const value_tile *tile, float *sums, const int pages) {
@@ -183,8 +307,7 @@ INLINE512 void add_wide(const uint8_t *plane, size_t stride, const uint16_t *lev
         __m512i codes = _mm512_loadu_si512(plane);
         __m512i even = wide_level(level, codes, pages);
         __m512i odd = wide_level(level, _mm512_srli_epi16(codes, 8), pages);
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUP; g++) { /* rows that do not exist have weights of zero */
+        for (int g = 0; g < tile->rows; g++) {
             int at = b * BLOCK / 2;
             sum[g] = _mm512_dpbf16_ps(sum[g], (__m512bh)even,
                                       (__m512bh)_mm512_load_si512(tile->even[g] + at));
@@ -192,61 +315,12 @@ INLINE512 void add_wide(const uint8_t *plane, size_t stride, const uint16_t *lev
                                       (__m512bh)_mm512_load_si512(tile->odd[g] + at));
         }
     }
-    for (int g = 0; g < tile->rows; g++) sums[g] += _mm512_reduce_add_ps(sum[g]);
-}
-
-static const int8_t no_levels[64] __attribute__((aligned(64)));
-
-/* The next pair of a head from nibble *n and slot *s on; past the end one without coordinates. */
-INLINE512 void next_pair(const plan *values, const head_plan *head, const uint8_t *planes,
-                         size_t stride, size_t ahead, float *sums, float *unused, int64_t *n,
-                         int *s, coordinate_pair *pair) {
-    const int32_t *dims = values->dims + (head->first_nibble + *n) * SLOTS;
-    while (*n < head->nibbles && (*s == SLOTS || (dims[*s] < 0 && dims[SLOTS + *s] < 0))) {
-        *n += 2, *s = 0, dims += 2 * SLOTS;
-        if (*n < head->nibbles)
-            for (int b = 0; b < TILE_BLOCKS; b++)
-                _mm_prefetch((const char *)planes + *n / 2 * BLOCK + b * stride + ahead,
-                             _MM_HINT_T1);
-    }
-    int is_there = *n < head->nibbles;
-    const int8_t *level = values->levels_int8 + (head->first_nibble + *n) * SLOTS * 64;
-    pair->plane = is_there ? planes + *n / 2 * BLOCK : planes;
-    for (int k = 0; k < 2; k++) {
-        int32_t dim = is_there ? dims[k * SLOTS + *s] : -1;
-        pair->level[k] = dim < 0 ? no_levels : level + (k * SLOTS + *s) * 64;
-        pair->sums[k] = dim < 0 ? unused : sums + dim * PARTS * GROUP;
-    }
-    ++*s;
-}
-
-INLINE512 void add_head(const plan *values, const head_plan *head, const uint8_t *planes,
-                        size_t stride, const value_tile *tile, float *sums, const int is_split,
-                        const int rows) {
-    __m512 units = _mm512_broadcast_f32x4(_mm_loadu_ps(tile->unit));
-    float unused[PARTS * GROUP] __attribute__((aligned(64))) = {0};
-    int64_t n = 0;
-    int s = 0;
-    for (;;) {
-        coordinate_pair pair[2];
-        next_pair(values, head, planes, stride, tile->ahead, sums, unused, &n, &s, pair);
-        if (n >= head->nibbles) return; /* the pair before was the last */
-        if (is_split) {
-            add_split(pair, stride, tile, units, rows);
-            continue;
-        }
-        next_pair(values, head, planes, stride, tile->ahead, sums, unused, &n, &s, pair + 1);
-        if (tile->blocks == TILE_BLOCKS)
-            add_two(pair, stride, tile, units, 1, rows);
-        else
-            add_two(pair, stride, tile, units, 0, rows);
-    }
+    for (int g = 0; g < tile->rows; g++) sums[g] += tile->unit[g] * _mm512_reduce_add_ps(sum[g]);
 }
 
 AVX512_TARGET static void add_wides(const plan *values, const head_plan *head,
-                                    const uint8_t *planes, size_t stride, value_tile *tile,
+                                    const uint8_t *planes, size_t stride, const value_tile *tile,
                                     float *sums) {
-    split_weights(tile);
     for (int64_t w = 0; w < head->wides; w++) {
         const uint8_t *plane = planes + (head->nibbles / 2 + w) * BLOCK;
         int64_t at = head->first_wide + w;
@@ -256,21 +330,14 @@ AVX512_TARGET static void add_wides(const plan *values, const head_plan *head,
     }
 }
 
-#define ADD_HEAD(rows)                                                                            \
-    if (tile->is_split)                                                                           \
-        add_head(values, head, planes, stride, tile, sums, 1, rows);                              \
-    else                                                                                          \
-        add_head(values, head, planes, stride, tile, sums, 0, rows);
-
 AVX512_TARGET void add_values_avx512(const plan *values, const head_plan *head,
-                                     const uint8_t *planes, size_t stride, value_tile *tile,
-                                     float *sums) {
-    round_weights(tile);
+                                     const value_pair *pairs, int64_t count, const uint8_t *planes,
+                                     size_t stride, const value_tile *tile, float *sums) {
     switch (tile->rows) {
-    case 1: ADD_HEAD(1); break;
-    case 2: ADD_HEAD(2); break;
-    case 3: ADD_HEAD(3); break;
-    default: ADD_HEAD(4);
+    case 1: add_pairs(pairs, count, planes, stride, tile, sums, 1); break;
+    case 2: add_pairs(pairs, count, planes, stride, tile, sums, 2); break;
+    case 3: add_pairs(pairs, count, planes, stride, tile, sums, 3); break;
+    default: add_pairs(pairs, count, planes, stride, tile, sums, 4);
     }
     if (head->wides) add_wides(values, head, planes, stride, tile, sums);
 }

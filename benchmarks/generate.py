@@ -1,0 +1,141 @@
+"""Tokens per second of `generate` through a cache of codes against transformers' default cache.
+
+One bfloat16 model on the CPU reads the same tokens into transformers' dynamic cache and into one of
+2-bit keys and values, read as codes. First results are compared: the same cache read as codes and
+decoded must give the same next-token logits, and the codes must take at most a fifth of the bytes.
+Then both generate in turn, some tokens at a time, each continuing its own cache; the
+median of the ratios is printed with their quartiles. One thread is timed in processor seconds,
+which other work on the machine disturbs less. Exit code 1 when a result is wrong.
+
+Run: python benchmarks/generate.py [--context 4096] [--new 16] [--rounds 5] [--threads 1]
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from gonio.kernels import kernel_status
+from gonio.kvcache import CacheCodec, CompressedCache, calibrate, use_packed_attention
+from gonio.models import load_model, load_text
+
+CALIBRATED = 2048  # tokens of calibration, others than those that are read
+CHUNK = 1024  # tokens of the prompt read at once
+LIMIT = 0.05  # relative difference of logits that 8-bit tables and a bfloat16 model may make
+LARGEST_SHARE = 0.2  # of the bytes of a 16-bit cache
+CODES, DEFAULT = "gonio", "sdpa"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--context", type=int, default=4096)
+    parser.add_argument("--new", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    model, tokenizer = load_model(chosen.model)
+    text = load_text("docstrings").text
+    ids = torch.tensor(tokenizer(text)["input_ids"][: CALIBRATED + chosen.context + 1])[None]
+    codec = make_codec(model, ids[:, :CALIBRATED])
+    model = use_packed_attention(model.to(torch.bfloat16))
+    prompt = ids[:, CALIBRATED:]
+    print(f"{chosen.model}, bfloat16, {chosen.context} tokens, {chosen.threads} thread(s)")
+    print(f"kernels {kernel_status().level}")
+    caches: dict[str, Cache] = {
+        DEFAULT: fill(model, DynamicCache(config=model.config), prompt[:, :-1]),
+        CODES: fill(model, codec.new_cache(model), prompt[:, :-1]),
+    }
+    check(model, caches, prompt[:, -1:])
+    times = alternate(model, caches, prompt, chosen)
+    ratios = [d / c for d, c in zip(times[DEFAULT], times[CODES], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    for name, seconds in times.items():
+        print(f"{name}: {chosen.new / statistics.median(seconds):.1f} tokens per second")
+    print(f"codes {middle:.2f} x ({low:.2f} .. {high:.2f}) of the default cache's speed")
+
+
+def make_codec(model: PreTrainedModel, ids: Tensor) -> CacheCodec:
+    """Two bits for keys and for values, without a trellis; four sinks."""
+    plain = {"states": 1}
+    return calibrate(
+        model,
+        ids,
+        bits=2.0,
+        method="transform",
+        value_bits=2.0,
+        value_method="transform",
+        value_options=plain,
+        sinks=4,
+        **plain,
+    )
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, cache: Cache, ids: Tensor) -> Cache:
+    """The cache after the model has read these tokens."""
+    for part in ids.split(CHUNK, dim=1):
+        model(part, past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+@torch.no_grad()
+def next_logits(model: PreTrainedModel, cache: Cache, token: Tensor, how: str) -> Tensor:
+    """Logits after one more token, which the cache forgets again."""
+    model.set_attn_implementation(how)
+    logits = model(token, past_key_values=cache, logits_to_keep=1).logits[0, -1].double()
+    cache.crop(-1)
+    return logits
+
+
+def check(model: PreTrainedModel, caches: dict[str, Cache], token: Tensor) -> None:
+    codes, default = caches[CODES], caches[DEFAULT]
+    if not isinstance(codes, CompressedCache):
+        sys.exit("the codec made no compressed cache")
+    found = next_logits(model, codes, token, CODES)
+    decoded = next_logits(model, codes, token, DEFAULT)
+    raw = next_logits(model, default, token, DEFAULT)
+    error = float((found - decoded).norm() / (decoded - decoded.mean()).norm())
+    kl = float((raw.softmax(0) * (raw.log_softmax(0) - found.log_softmax(0))).sum())
+    print(f"check: codes and decoded differ by {error:.2%} of the logits; KL to raw {kl:.3f} nats")
+    if not error <= LIMIT:
+        sys.exit(f"attention on codes is off by {error:.2%}, limit {LIMIT:.0%}")
+    before = sum(2 * (layer.keys.numel() + layer.values.numel()) for layer in default.layers)
+    after = codes.key_bytes + codes.value_bytes
+    print(f"check: {after / 1e6:.1f} MB, 1/{before / after:.2f} of {before / 1e6:.1f} MB")
+    if not after <= LARGEST_SHARE * before:
+        sys.exit(f"the codes take {after / before:.0%} of the default cache's bytes")
+
+
+def alternate(
+    model: PreTrainedModel, caches: dict[str, Cache], prompt: Tensor, chosen: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Seconds of generating in every round, after one that warms up."""
+    clock = time.process_time if chosen.threads == 1 else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in caches}
+    texts = dict.fromkeys(caches, prompt)
+    for turn in range(chosen.rounds + 1):
+        for name, cache in caches.items():
+            model.set_attn_implementation(name)
+            started = clock()
+            texts[name] = model.generate(
+                texts[name],
+                attention_mask=torch.ones_like(texts[name]),
+                past_key_values=cache,
+                max_new_tokens=chosen.new,
+                min_new_tokens=chosen.new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            if turn:
+                times[name].append(clock() - started)
+    return times
+
+
+if __name__ == "__main__":
+    main()
