@@ -23,6 +23,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from gonio.kernels import kernel_status
+from gonio.kernels.entropy import BlockWords, decode_levels, encode_streams
 from gonio.quant.code_tables import CodeTables, count_codes, entropy_bits, fit_tables
 from gonio.quant.rans import EncodedBlocks, decode_blocks, encode_blocks
 
@@ -55,6 +57,7 @@ def main() -> None:
     layer = codes[: chosen.heads]
     for lanes in (4, 16):
         rate(f"one layer a call, {lanes} lanes", layer, shared, chosen.block, lanes)
+    compiled(layer, own, chosen.block)
     compressors(layer)
 
 
@@ -86,6 +89,41 @@ def rate(name: str, codes: Tensor, tables: CodeTables, block: int, lanes: int) -
         print(
             f"  {verb} {million / best:.0f} Msym/s best, {million / median:.0f} median, "
             f"{2 * million / median:.0f} MB/s of float16 ({million / wall:.0f} Msym/s by the wall)"
+        )
+
+
+def compiled(layer: Tensor, tables: CodeTables, block: int) -> None:
+    """The compiled coder of caches beside array operations: equal words, levels straight away."""
+    encoded = encode_streams(layer, tables, block, lanes=2)
+    plain = encode_blocks(layer, tables, block, lanes=2)
+    if not torch.equal(encoded.words.view(torch.int16), plain.words.view(torch.int16)):
+        raise SystemExit("compiled words differ")
+    starts, ends = (torch.from_numpy(border)[:, None] for border in encoded.borders())
+    coded = BlockWords(encoded.words, starts, ends - starts, block, 2)
+    widest = int(tables.radius.max())
+    levels = torch.arange(-widest, widest + 1).float().repeat(tables.index.numel(), 1)
+    scale = torch.ones(1, len(starts))
+    if not torch.equal(decode_levels(coded, tables, levels, scale), layer.mT.flatten(0, 1).float()):
+        raise SystemExit("compiled levels differ")
+    million = layer.numel() / 1e6
+    runs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "encode": (
+            lambda: encode_streams(layer, tables, block, lanes=2),
+            lambda: encode_blocks(layer, tables, block, lanes=2),
+        ),
+        "decode": (
+            lambda: decode_levels(coded, tables, levels, scale),
+            lambda: decode_levels(coded, tables, levels, scale, level="reference"),
+        ),
+    }
+    print(f"compiled, one layer a call, 2 lanes, tables by head ({kernel_status().level}):")
+    for verb, (fast, slow) in runs.items():
+        best, median, _ = timed(fast)
+        other = timed(slow)[0]
+        print(
+            f"  {verb} {million / best:.0f} Msym/s best, {million / median:.0f} median, "
+            f"{2 * million / median:.0f} MB/s of float16; array operations {million / other:.1f} "
+            f"Msym/s, {other / best:.0f} times as long"
         )
 
 

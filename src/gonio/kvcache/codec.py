@@ -19,6 +19,7 @@ from gonio.kvcache.container import read_container, write_container
 from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec
 from gonio.kvcache.costs import new_stream, stored_by_layer
+from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.layer import CompressedLayer, Prefill
 from gonio.kvcache.packed_attention import packed_cache, uses_packed
 from gonio.kvcache.side_data import (
@@ -228,7 +229,13 @@ class CacheCodec:
             sinks=self.sinks,
             window=self.window,
             dtype=dtype,
+            blocks=self._blocks,
         )
+
+    @cached_property
+    def _blocks(self) -> dict[tuple[Part, int, torch.dtype], EncodedTensor]:
+        """What one block of each layer stores, once it was asked for."""
+        return {}
 
     def bits_per_element(self, seq_len: int = 4096, part: Part = "keys") -> float:
         """Stored bits per key (or value) element that grow with the sequence, at ``seq_len``."""

@@ -34,6 +34,7 @@ def stored_by_layer(
     sinks: int = 0,
     window: int = 0,
     dtype: torch.dtype = torch.float16,
+    blocks: dict[tuple[Part, int, torch.dtype], EncodedTensor] | None = None,
 ) -> list[StoredBits]:
     """Every byte that each layer stores of one sequence, and its fixed side data.
 
@@ -48,12 +49,18 @@ def stored_by_layer(
         sinks: First tokens kept raw.
         window: Most recent tokens kept raw.
         dtype: What raw tokens are stored in: the model's dtype.
+        blocks: Filled with what one block of each layer stores, and read in later calls for the
+            same codecs.
     """
+    blocks = {} if blocks is None else blocks
     dim = layout.head_dim if part == "keys" else layout.value_dim
     tokens = torch.zeros((), dtype=dtype).expand(1, layout.num_kv_heads, seq_len, dim)
     counted = []
     for layer, codec in enumerate(codecs):
-        appending = cast(TensorCodec, _OneBlock(codec))  # nothing is read back
+        if (part, layer, dtype) not in blocks:
+            blocks[part, layer, dtype] = _one_block(codec, layout.num_kv_heads, dim, dtype)
+        one = _OneBlock(codec.block, blocks[part, layer, dtype])
+        appending = cast(TensorCodec, one)  # nothing is read back
         stream = new_stream(appending, layout, layer, sinks=sinks, window=window)
         stream.append(tokens)
         held = layout.tokens_held(layer, seq_len)
@@ -70,21 +77,23 @@ def stored_by_layer(
     return counted
 
 
+def _one_block(codec: TensorCodec, heads: int, dim: int, dtype: torch.dtype) -> EncodedTensor:
+    """What a block of tokens stores, as shapes without memory."""
+    zeros = torch.zeros((), dtype=dtype).expand(1, heads, codec.block, dim)
+    return codec.encode(zeros).map(lambda tensor: tensor.to("meta"))
+
+
 @dataclass(frozen=True)
 class _OneBlock:
-    """Encodes the first block and repeats it: the contract gives every block the same bytes."""
+    """Stores every block as the first one: the contract gives all of them the same bytes."""
 
-    codec: TensorCodec
-
-    @property
-    def block(self) -> int:
-        return self.codec.block
+    block: int
+    one: EncodedTensor
 
     def encode(self, x: Tensor) -> EncodedTensor:
-        one, tokens = self.codec.encode(x[:, :, : self.block]), x.shape[2]
-        blocks = tokens // self.block
+        tokens = x.shape[2]
         repeated = {
-            name: tensor.repeat(1, 1, blocks, *[1] * (tensor.ndim - 3))
-            for name, tensor in one.tensors.items()
+            name: tensor.repeat(1, 1, tokens // self.block, *[1] * (tensor.ndim - 3))
+            for name, tensor in self.one.tensors.items()
         }
-        return replace(one, tensors=repeated, tokens=tokens)
+        return replace(self.one, tensors=repeated, tokens=tokens)

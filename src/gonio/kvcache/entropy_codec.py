@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from gonio.errors import SettingError, ShapeError
+from gonio.kernels.entropy import BlockWords, decode_levels, encode_streams
 from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.quantizer_design import cell_edges
 from gonio.kvcache.weighted_basis import WeightedBasis
 from gonio.quant.accounting import tensor_bytes
 from gonio.quant.code_tables import ESCAPED_BITS, LARGEST_RADIUS, CodeTables
-from gonio.quant.rans import EncodedBlocks, decode_blocks, encode_blocks
 
 __all__ = ["BLOCK", "LANES", "EntropyCodec", "overhead_bits"]
 
@@ -97,7 +97,7 @@ class EntropyCodec:
         while True:
             codes = self._quantize(rows, gain)[0].to(torch.int16)
             streams = codes.view(heads, dim, batch, tokens).permute(2, 0, 3, 1).flatten(0, 1)
-            coded = encode_blocks(streams.contiguous(), self.tables, BLOCK, lanes=LANES)
+            coded = encode_streams(streams.contiguous(), self.tables, BLOCK, lanes=LANES)
             lengths = coded.lengths.view(torch.int16).view(batch, heads, -1).mT.contiguous()
             total = lengths.long().sum(dim=-1)  # of each block, below 2^15 by __post_init__
             over = (total > self.words).flatten()
@@ -123,28 +123,16 @@ class EntropyCodec:
     def decode(self, encoded: EncodedTensor) -> Tensor:
         """The approximation, ``(batch, num_kv_heads, tokens, dim)``."""
         stored = {name: tensor.cpu() for name, tensor in encoded.tensors.items()}
-        lengths = stored["lengths"][:, 0]  # (batch, blocks, heads)
-        batch, blocks, heads = lengths.shape
-        words = stored["words"][:, 0].transpose(0, 1)
-        total = lengths.long().sum(dim=-1).mT[..., None]
-        coded = EncodedBlocks(
-            words=words[torch.arange(self.words) < total].view(torch.uint16),
-            lengths=lengths.mT.reshape(batch * heads, blocks).contiguous().view(torch.uint16),
-            tokens=encoded.tokens,
-            dim=self.basis.dim,
-            block=BLOCK,
-            lanes=LANES,
-        )
-        codes = decode_blocks(coded, self.tables)  # (batch * heads, tokens, dim)
-        codes = codes.unflatten(0, (batch, heads)).permute(1, 3, 0, 2)
-        places = codes.reshape(heads * self.basis.dim, -1).long()
-        values = self._levels.gather(1, (places + self._radius).clamp(0, 2 * self._radius))
-        values = torch.where(places.abs() > self._radius, places.float(), values)
-        gain = stored["gain"].flatten()
+        lengths = stored["lengths"][:, 0].transpose(0, 1).long()  # (blocks, batch, heads)
+        blocks, batch, _ = lengths.shape
+        rooms = torch.arange(batch) * blocks + torch.arange(blocks)[:, None]  # one of each block
+        starts = rooms[..., None] * self.words + lengths.cumsum(dim=-1) - lengths
+        coded = BlockWords(stored["words"], starts, lengths, BLOCK, LANES)
+        gain = stored["gain"].view(batch, blocks)
         scale = torch.exp2(gain / OCTAVE).where(gain < HIGHEST, 0.0)
-        rows = values.view(len(values), -1, BLOCK) * scale[:, None]
+        rows = decode_levels(coded, self.tables, self._levels, scale)
         device = encoded.tensors["words"].device
-        return self.basis.undo(rows.flatten(1).to(device), batch).to(encoded.dtype)
+        return self.basis.undo(rows.to(device), batch).to(encoded.dtype)
 
     @property
     def bits_per_element(self) -> float:

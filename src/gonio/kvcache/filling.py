@@ -1,7 +1,7 @@
 """One pass of a model that fills many caches: with its exact keys and values, by their own rules.
 
 An exact prefill gives every cache the same keys and values, so one pass serves all codecs; each
-cache takes them through its own ``update``, as if it had been given to the model.
+cache stores them as if it had been given to the model, and nothing is decoded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from gonio.kvcache.codec import CacheCodec
+from gonio.kvcache.compressed_cache import CompressedCache
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel
@@ -26,7 +27,7 @@ FULL = "full"  # the name of full precision among methods
 class _Tee(DynamicCache):
     """A full-precision cache that passes on whatever it is given."""
 
-    def __init__(self, model: PreTrainedModel, others: Mapping[str, Cache]) -> None:
+    def __init__(self, model: PreTrainedModel, others: Mapping[str, CompressedCache]) -> None:
         super().__init__(config=model.config)
         self.others = dict(others)
 
@@ -34,7 +35,7 @@ class _Tee(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         for cache in self.others.values():
-            cache.update(key_states, value_states, layer_idx, *args, **kwargs)
+            cache.layers[layer_idx].store(key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
 

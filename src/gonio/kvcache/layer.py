@@ -97,14 +97,21 @@ class CompressedLayer(CacheLayerMixin):
             raise ModelError(
                 "a compressed cache grows and cannot be compiled; use the model itself"
             )
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
         is_first = self.key_stream.tokens == 0
-        self.key_stream.append(key_states)
-        self.value_stream.append(value_states)
+        self._append(key_states, value_states)
         if is_first and self.prefill == "exact":
             return key_states, value_states
         return self.key_stream.read(), self.value_stream.read()
+
+    def store(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Store new keys and values as :meth:`update` does, and read nothing."""
+        self._append(key_states, value_states)
+
+    def _append(self, key_states: Tensor, value_states: Tensor) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.key_stream.append(key_states)
+        self.value_stream.append(value_states)
 
     def get_seq_length(self) -> int:
         """Tokens stored."""

@@ -59,10 +59,13 @@ class CompressedSlidingLayer(CompressedLayer):
         """As :meth:`CompressedLayer.update`; returns the tokens that the mask covers."""
         visible, _ = self.get_mask_sizes(key_states.shape[-2])
         keys, values = super().update(key_states, value_states, *args, **kwargs)
-        self.cumulative_length += key_states.shape[-2]
-        if not self.record_past:
-            self._forget_the_past()
+        self._advance(key_states.shape[-2])
         return keys[:, :, -visible:], values[:, :, -visible:]
+
+    def store(self, key_states: Tensor, value_states: Tensor) -> None:
+        """As :meth:`CompressedLayer.store`."""
+        super().store(key_states, value_states)
+        self._advance(key_states.shape[-2])
 
     def get_seq_length(self) -> int:
         """Tokens seen, those outside the window included."""
@@ -99,6 +102,11 @@ class CompressedSlidingLayer(CompressedLayer):
         super().crop(tokens_to_remove)
         self.cumulative_length = kept
         self._forget_the_past()
+
+    def _advance(self, tokens: int) -> None:
+        self.cumulative_length += tokens
+        if not self.record_past:
+            self._forget_the_past()
 
     def _forget_the_past(self) -> None:
         for stream in self.streams:

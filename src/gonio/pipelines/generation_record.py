@@ -45,6 +45,7 @@ class GenerationSettings:
         prefill_chunk: Tokens of the prompt read at a time, which bounds memory. What is read at
             first is attended to exactly; later chunks read what the cache has stored before them.
         chat: Put the prompt into the model's chat template, as a user's message.
+        scratch_bytes: Decoded tokens that the cache may keep beside what it stores, to save time.
     """
 
     max_new_tokens: int = 128
@@ -52,6 +53,7 @@ class GenerationSettings:
     seed: int = 0
     prefill_chunk: int = 1024
     chat: bool = False
+    scratch_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.prefill_chunk < 1 or not self.temperature >= 0:
@@ -191,9 +193,16 @@ def _sizes(model: PreTrainedModel, cache: Any, codec: CacheCodec | None) -> list
             "value": sum(layer.values.nbytes for layer in filled),
         }
     total, plain = sum(sizes.values()), 2 * sum(elements.values())
+    scratch = cache.scratch_bytes if isinstance(cache, CompressedCache) else 0
     values = [
         make_value("cached_tokens", count),
         make_value("cache_bytes", total, unit="bytes", note="all stored keys and values"),
+        make_value(
+            "scratch_bytes",
+            scratch,
+            unit="bytes",
+            note="decoded tokens kept to save time, not part of cache_bytes",
+        ),
         make_value(
             "side_bytes",
             0 if codec is None else side_bytes((*codec.keys, *codec.values)),
