@@ -12,7 +12,7 @@ import torch
 
 from gonio.errors import MissingDependencyError, SettingError
 from gonio.pipelines import engines
-from gonio.pipelines.engines import WorkerLostError, run_tasks
+from gonio.pipelines.engines import EngineError, WorkerLostError, run_tasks
 
 ENGINES = [
     pytest.param({"workers": 1}, id="in-process"),
@@ -84,7 +84,7 @@ def test_interrupt_ends_the_workers(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import pathlib, sys, time\n"
-        "from gonio.pipelines.engines import run_tasks\n"
+        "from gonio.pipelines.engines import EngineError, run_tasks\n"
         "def slow(path):\n"
         "    path.touch(); time.sleep(1)\n"
         "if __name__ == '__main__':\n"
@@ -100,7 +100,7 @@ def test_interrupt_ends_the_workers(tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)  # on a busy machine workers end late
     assert process.returncode == 130
     assert errors == ""
     assert len(list(tmp_path.glob("*.done"))) < 10
@@ -122,6 +122,19 @@ def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'gonio\[ray\]'"):
         run_tasks(half, [1], engine="ray")
+
+
+def test_a_ray_that_does_not_start_is_one_message(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def refuse(**settings):
+        raise ConnectionError("nobody answers at 10.0.0.1:6379\nmore")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    for address, named in (("10.0.0.1:6379", "RAY_ADDRESS"), ("", "gonio's own")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(EngineError, match=rf"{named}[\s\S]*nobody answers at 10.0.0.1:6379\n"):
+            list(run_tasks(half, [1], engine="ray"))
 
 
 @pytest.mark.slow

@@ -137,7 +137,8 @@ def test_the_callback_reports_what_the_full_weight_s_gradient_predicts(
     )
     name, layer = next((n, m) for n, m in model.named_modules() if hasattr(m, "lora_A"))
     layer.get_base_layer().weight.requires_grad_()
-    dense, callback = Dense(layer), GradientCallback(path=tmp_path / "gradients.parquet")
+    dense = Dense(layer)
+    callback = GradientCallback(path=tmp_path / "gradients.parquet", closed_forms=True)
     make_trainer(
         *(tmp_path, model, tokenizer, long_text, [dense, callback]), max_steps=3, max_grad_norm=0.0
     ).train()
@@ -151,6 +152,9 @@ def test_the_callback_reports_what_the_full_weight_s_gradient_predicts(
         found = mine.loc[step]
         assert found["gradient_a"] == pytest.approx(float(wanted.lora_a.norm()), rel=1e-5)
         assert found["gradient_b"] == pytest.approx(float(wanted.lora_b.norm()), rel=1e-5)
+        assert found["closed_gradient_a"] == pytest.approx(float(wanted.lora_a.norm()), rel=1e-5)
+        assert found["closed_gradient_b"] == pytest.approx(float(wanted.lora_b.norm()), rel=1e-5)
+        assert found["weight_gradient"] == pytest.approx(float(full.norm()), rel=1e-5)
         assert found["descent_norm"] == pytest.approx(float(descent.norm()), rel=1e-5)
     start = table[table["step"] == 0]
     assert (start[["gradient_a", "norm_b", "update_norm"]] == 0).all(axis=None)
@@ -198,6 +202,10 @@ def test_the_command_prints_growth_by_rank(tmp_path, make_model, tokenizer, long
     )
     ratio = rows["rslora", 16]["gradient_b_at_start"] / rows["lora", 16]["gradient_b_at_start"]
     assert ratio == pytest.approx(4.0, rel=1e-4)  # same A: sqrt(16) times the scaling
+    assert all(row["closed_form_error"] < 1e-4 for row in rows.values())
+    for row in rows.values():  # 14 modules of 32 columns, one draw of A
+        expected = row["expected_gradient_b_at_start"]
+        assert row["gradient_b_at_start"] == pytest.approx(expected, rel=0.5)
     few = CliRunner().invoke(cli, [*map(str, arguments), "--rank", "16"])
     assert few.exit_code == 2
     assert "distinct ranks" in few.stderr

@@ -176,13 +176,25 @@ def test_the_command_evaluates_and_refuses(tmp_path, saved, text_file):
     assert "is not what `gonio train` writes" in result.stderr
 
 
-def test_precision_follows_the_device(make_model):
-    model = make_model("llama")
-    assert resolve_precision("auto", model) == "fp32"
-    assert resolve_precision("auto", model.to(torch.bfloat16)) == "bf16"
-    assert resolve_precision("bf16", model) == "bf16"
+def test_precision_follows_the_device():
+    cpu = torch.device("cpu")
+    assert resolve_precision("auto", cpu) == "fp32"
+    assert resolve_precision("auto", cpu, torch.bfloat16) == "bf16"
+    assert resolve_precision("bf16", cpu) == "bf16"
     with pytest.raises(SettingError, match="fp16 needs an accelerator"):
-        resolve_precision("fp16", model)
+        resolve_precision("fp16", cpu)
+    assert resolve_precision("auto", torch.device("mps")) == "bf16"
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, "bf16"), (False, "fp16")])
+def test_precision_of_an_accelerator(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    cuda = torch.device("cuda")
+    assert resolve_precision("auto", cuda) == expected
+    assert resolve_precision("auto", cuda, torch.float16) == "fp32"
+    if not has_bf16:
+        with pytest.raises(SettingError, match="no bf16; take fp16"):
+            resolve_precision("bf16", cuda)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ pytest.importorskip("trl")
 
 SETTINGS = {"steps": 3, "learning_rate": 1e-2, "batch_size": 2, "max_length": 120}
 SETTINGS |= {"r": 4, "lora_alpha": 8, "seed": 1}
+PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 OPTIONS = ["--steps", "3", "--lr", "0.01", "--max-length", "120", "--r", "4", "--seed", "1"]
 
 
@@ -96,6 +97,12 @@ def test_the_margins_are_those_of_the_adapter_on_disk(tmp_path, model_folder, te
         ({"device": "abacus"}, SettingError, "no device 'abacus'"),
         ({"out": "/proc/gonio/run"}, OutputError, "/proc"),
         ({"kind": "clm"}, SettingError, "does not go with a DpoRecipe"),
+        ({"recipe": {"precision": "fp16"}}, SettingError, "fp16 needs"),
+        ({"recipe": {"target_modules": ["qq"]}}, SettingError, "called qq"),
+        ({"recipe": {"report_to": ["nonsense"]}}, SettingError, "no tracker 'nonsense'"),
+        ({"data": ""}, DataError, "the file is empty"),
+        ({"data": '{"prompt": "a", "chosen": "b"}\n'}, DataError, "found chosen, prompt"),
+        ({"data": PAIR * 9}, DataError, "cannot be split"),
     ],
 )
 def test_what_can_be_refused_early_is(tmp_path, model_folder, text_file, changes, error, named):
@@ -109,6 +116,11 @@ def test_what_can_be_refused_early_is(tmp_path, model_folder, text_file, changes
         "out": tmp_path / "run",
         "held_out": 4,
     }
+    if "recipe" in changes:
+        changes = {"recipe": make_recipe("dpo", **(SETTINGS | changes["recipe"]))}
+    if "data" in changes and not changes["data"].startswith("nowhere"):
+        (tmp_path / "data.jsonl").write_text(changes["data"], encoding="utf-8")
+        changes = {"data": str(tmp_path / "data.jsonl")}
     with pytest.raises(error, match=named):
         train_adapter(**(request | changes))
     with pytest.raises(ModelError, match="cannot load the model"):

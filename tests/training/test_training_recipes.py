@@ -31,7 +31,7 @@ def test_the_published_recipe_is_reproduced():
     recipe = preset_recipe("dpo", "gpt-neox-hh")
     assert (recipe.r, recipe.lora_alpha, recipe.steps, recipe.batch_size) == (128, 256, 800, 8)
     assert (recipe.learning_rate, recipe.schedule, recipe.warmup_steps) == (5e-6, "cosine", 50)
-    assert recipe.num_examples == 2000
+    assert (recipe.num_examples, recipe.dropout) == (2000, 0.05)
     assert len(recipe.target_modules) == 4
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
-from gonio.errors import DataError, OutputError, SettingError
+from gonio.errors import DataError, MissingDependencyError, OutputError, SettingError
 from gonio.training import (
     PreferencePair,
     make_recipe,
@@ -23,6 +25,7 @@ from gonio.training import (
     train_clm,
     train_dpo,
 )
+from gonio.training.backend import require_trackers
 
 pytest.importorskip("trl")
 
@@ -225,7 +228,11 @@ def test_an_interrupted_run_leaves_nothing_and_restores_the_model(
 
     for out, overwrite in [(tmp_path / "new", False), (old, True)]:
         with pytest.raises(KeyboardInterrupt):
-            TRAIN[kind](model, tokenizer, pairs, recipe(kind), out, interrupt, overwrite=overwrite)
+            TRAIN[kind](
+                *(model, tokenizer, pairs, recipe(kind), out),
+                progress=interrupt,
+                overwrite=overwrite,
+            )
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert all(torch.equal(before[name], tensor) for name, tensor in adapter_of(old).items())
     assert [(n, type(m)) for n, m in model.named_modules()] == tree
@@ -234,10 +241,33 @@ def test_an_interrupted_run_leaves_nothing_and_restores_the_model(
 
 def test_progress_counts_the_steps(tmp_path, make_model, tokenizer, pairs):
     seen = []
-    train_dpo(
-        make_model(), tokenizer, pairs, recipe(), tmp_path / "run", lambda *step: seen.append(step)
-    )
+
+    def report(*step):
+        seen.append(step)
+
+    train_dpo(make_model(), tokenizer, pairs, recipe(), tmp_path / "run", progress=report)
     assert seen == [("preparing", 0, 3), *(("training", done, 3) for done in range(4))]
+
+
+def test_what_a_tracker_writes_is_kept(tmp_path, make_model, tokenizer, pairs):
+    class Tracker(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            Path(args.output_dir).mkdir(exist_ok=True)
+            (Path(args.output_dir) / "events").write_text("one", encoding="utf-8")
+
+    run = train_dpo(
+        make_model(), tokenizer, pairs, recipe(), tmp_path / "run", callbacks=[Tracker()]
+    )
+    assert (run.folder / "trackers" / "events").read_text(encoding="utf-8") == "one"
+    assert not list(run.folder.glob(".*"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
+    with pytest.raises(MissingDependencyError, match="tracker wandb is not installed"):
+        require_trackers(["wandb"])
 
 
 @pytest.mark.parametrize("kind", ["dpo", "clm"])

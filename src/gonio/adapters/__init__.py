@@ -29,6 +29,12 @@ from gonio.adapters.measure import (
 from gonio.adapters.merge import merge
 from gonio.adapters.norm_gain import NormGain, norm_gain_table
 from gonio.adapters.pair import PairComparison, compare_adapters
+from gonio.adapters.rank_choice import (
+    RankChoice,
+    eckart_young_table,
+    recommend_rank,
+    resampled_means,
+)
 from gonio.adapters.resize import Resized, difference_norm, resize
 from gonio.adapters.update import LoraUpdate, with_factors
 from gonio.adapters.vllm import even_ranks, vllm_problems
@@ -52,6 +58,7 @@ __all__ = [
     "NormGain",
     "PairComparison",
     "RandomLora",
+    "RankChoice",
     "Resized",
     "StoredBytes",
     "UnusedKey",
@@ -64,6 +71,7 @@ __all__ = [
     "dare_merge",
     "depth_correlator",
     "difference_norm",
+    "eckart_young_table",
     "even_ranks",
     "find_adapters",
     "interference_table",
@@ -75,7 +83,9 @@ __all__ = [
     "norm_gain_table",
     "open_bundle",
     "random_lora",
+    "recommend_rank",
     "require_rewritable",
+    "resampled_means",
     "resize",
     "resize_to",
     "resize_weighted",

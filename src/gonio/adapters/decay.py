@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -120,9 +121,12 @@ def _permutation_null(
     distance_rank[rows, columns] = _standardized(rankdata(distance[rows, columns]))
     distance_rank += distance_rank.T
     is_nearest = distance == distance[rows, columns].min()
-    orders = np.stack(
-        [np.arange(len(positions)), *(rng.permutation(len(positions)) for _ in range(permutations))]
-    )
+    count = len(positions)
+    if math.factorial(count) <= permutations + 1:  # all orders, the observed one first
+        orders = np.array(list(itertools.permutations(range(count))))
+    else:
+        drawn = (rng.permutation(count) for _ in range(permutations))
+        orders = np.stack([np.arange(count), *drawn])
     near = np.empty(len(orders))
     rank = np.empty(len(orders))
     for i, order in enumerate(orders):

@@ -152,21 +152,37 @@ def curve_table(ranks: Sequence[int], table: pd.DataFrame, means: Floats) -> pd.
 
 
 def recommend_rank(
-    ranks: Sequence[int], gains: Floats, means: Floats, *, tolerance: float = 0.05
+    ranks: Sequence[int],
+    gains: Floats,
+    means: Floats | None = None,
+    *,
+    tolerance: float = 0.05,
 ) -> RankChoice:
     """The smallest rank within a tolerance of the best, and how sure the data are of it.
 
     Args:
         ranks: Distinct ranks.
         gains: ``(ranks, seeds, units)``; a base model gains 0.
-        means: As :func:`resampled_means` returns it for these gains.
+        means: As :func:`resampled_means` returns it for these gains; made unless given.
         tolerance: Share of the best mean gain that may be given up, in [0, 1).
 
     Raises:
-        SettingError: ``tolerance`` is out of range.
+        SettingError: ``tolerance`` is out of range, a rank repeats, or a gain is not finite.
+        ShapeError: The gains are of another number of ranks, or of another shape.
+
+    Example:
+        >>> gains = np.array([0.5, 0.97, 1.0])[:, None, None]  # three ranks, one seed, one unit
+        >>> recommend_rank([1, 4, 16], gains).rank
+        4
     """
     if not 0.0 <= tolerance < 1.0:
         raise SettingError(f"tolerance must be in [0, 1), found {tolerance}")
+    if len(set(ranks)) != len(ranks):
+        raise SettingError(f"ranks repeat: {', '.join(map(str, ranks))}")
+    if means is None:
+        means = resampled_means(gains)
+    if len(ranks) != gains.shape[0] or means.shape[-1] != len(ranks):
+        raise ShapeError(f"{len(ranks)} ranks, but gains {gains.shape} and means {means.shape}")
     order = np.argsort(ranks)
     sorted_ranks = np.asarray(ranks)[order]
     chosen = _smallest(sorted_ranks, gains.mean(axis=(1, 2))[order][None], tolerance)[0]

@@ -20,6 +20,7 @@ from gonio.errors import AdapterError
 __all__ = ["DEFAULT_VLLM_RANK", "even_ranks", "vllm_problems"]
 
 DEFAULT_VLLM_RANK = 16  # its --max-lora-rank unless given
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values --max-lora-rank may have (0.14)
 
 _HEAD_COPIES = (".lm_head.base_layer.weight", ".embed_tokens.base_layer.weight")  # skipped
 
@@ -72,10 +73,9 @@ def _factor_problems(adapter: Adapter, max_lora_rank: int) -> list[str]:
         )
     largest = max((u.rank for u in updates), default=0)
     if largest > max_lora_rank:
-        found.append(
-            f"rank {largest} is above --max-lora-rank {max_lora_rank}; raise that, or resize the "
-            "adapter"
-        )
+        enough = next((rank for rank in _RANKS if rank >= largest), None)
+        cure = f"give it {enough}, or resize the adapter" if enough else "resize the adapter"
+        found.append(f"rank {largest} is above --max-lora-rank {max_lora_rank}; {cure}")
     others = [u for u in updates if u.module_kind != "linear"]
     if others:
         found.append(f"{others[0].module} is of kind {others[0].module_kind}; expected linear")

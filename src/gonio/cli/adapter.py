@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from gonio.cli.adapter_actions import ACTIONS
 from gonio.cli.adapter_bounds import bounds
 from gonio.cli.adapter_gradients import dynamics
+from gonio.cli.adapter_prune import PRUNING
 from gonio.cli.adapter_serve import SERVING
 from gonio.cli.adapter_sweep import sweep
 from gonio.cli.adapter_views import fleet_view, footnotes, overlap_view, spectrum_view
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
-
-if TYPE_CHECKING:
-    from gonio.records import Measurement
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
 
 __all__ = ["adapter"]
 
@@ -40,14 +38,6 @@ def adapter() -> None:
     """
 
 
-_PLOT = click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the result into FILE: .html (interactive), .png or .svg.",
-    metavar="FILE",
-)
-
-
 @adapter.command("inspect")
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option(
@@ -64,8 +54,8 @@ _PLOT = click.option(
     help="Keep a fleet's record here; a second run continues it.",
 )
 @_SEED
-@_PLOT
 @output_options
+@plot_option
 def inspect(
     folders: tuple[Path, ...],
     base: str | None,
@@ -74,9 +64,7 @@ def inspect(
     workers: int | None,
     out: Path | None,
     seed: int,
-    plot: Path | None,
     output: Output,
-    overwrite: bool,
 ) -> None:
     """Spectrum of every update in FOLDERS: one adapter, a tuned model, or a fleet.
 
@@ -91,11 +79,10 @@ def inspect(
       gonio adapter inspect runs/dpo-7 --plot spectrum.svg
       gonio adapter inspect runs --fleet --csv > modules.csv
     """
-    refuse_existing(plot, overwrite)
     if fleet or len(folders) > 1:
         if base is not None:
             raise click.UsageError("--base belongs to a single adapter")
-        _inspect_fleet(folders, engine, workers, out, seed, plot, output)
+        _inspect_fleet(folders, engine, workers, out, seed, output)
         return
     if engine != "local" or workers is not None or out is not None:
         raise click.UsageError("--engine, --workers and --out belong to --fleet")
@@ -103,7 +90,6 @@ def inspect(
 
     with progress_bar("reading the adapter") as progress:
         found = inspect_adapter(folders[0], base, seed=seed, progress=progress)
-    _draw(found, plot)
     tables = [
         ("By projection (means over modules)", spectrum_view(found.tables["projections"])),
         ("By layer (means over modules)", spectrum_view(found.tables["layers"])),
@@ -117,7 +103,6 @@ def _inspect_fleet(
     workers: int | None,
     out: Path | None,
     seed: int,
-    plot: Path | None,
     output: Output,
 ) -> None:
     from gonio.pipelines.fleet import inspect_fleet
@@ -126,7 +111,6 @@ def _inspect_fleet(
         found = inspect_fleet(
             folders, engine=engine, workers=workers, seed=seed, progress=progress, out=out
         )
-    _draw(found, plot)
     output.write(found, [("Adapters", fleet_view(found.tables["adapters"])), *footnotes(found)])
     if "failed" in found.tables:
         for row in found.tables["failed"].to_dict(orient="records"):
@@ -151,8 +135,8 @@ def _inspect_fleet(
     "--intruders", is_flag=True, help="Count intruder dimensions too (decomposes every weight)."
 )
 @_SEED
-@_PLOT
 @output_options
+@plot_option
 def compare(
     first: Path,
     second: Path | None,
@@ -160,9 +144,7 @@ def compare(
     ks: tuple[int, ...],
     intruders: bool,
     seed: int,
-    plot: Path | None,
     output: Output,
-    overwrite: bool,
 ) -> None:
     """Compare the adapter FIRST with the adapter SECOND, or with the model --base.
 
@@ -182,7 +164,6 @@ def compare(
         raise click.UsageError("give one of SECOND and --base MODEL")
     if intruders and base is None:
         raise click.UsageError("--intruders needs --base MODEL")
-    refuse_existing(plot, overwrite)
     with progress_bar("comparing") as progress:
         if second is not None:
             found = compare_two_adapters(first, second, ks, seed=seed, progress=progress)
@@ -193,7 +174,6 @@ def compare(
                 first, base, ks, intruders=intruders, seed=seed, progress=progress
             )
             adaptive = "rounded stable rank"
-    _draw(found, plot)
     title = (
         "By projection: overlap, its ratio to chance, its z-score (means over modules)\n"
         f"k with ~ is the mean of each update's own k, its {adaptive}"
@@ -202,12 +182,5 @@ def compare(
     output.write(found, [(title, view), *footnotes(found)])
 
 
-def _draw(found: Measurement, plot: Path | None) -> None:
-    if plot is not None:
-        from gonio.site.adapter_plots import plot_measurement
-
-        plot_measurement(found, plot)
-
-
-for _command in (*ACTIONS, *SERVING, bounds, dynamics, sweep):
+for _command in (*ACTIONS, *PRUNING, *SERVING, bounds, dynamics, sweep):
     adapter.add_command(_command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,20 +73,13 @@ _TRUNCATION_ONLY = ("data_seed",)
 @click.option("--lr", "learning_rate", type=float, help="Peak learning rate.")
 @click.option("--keep-scaling", is_flag=True, default=None, help="Let alpha grow with the rank.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs; needed to train.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Draw the result into FILE: .html (interactive), .png or .svg.",
-)
 @output_options
+@plot_option
 def sweep(
     model: str,
     adapter: Path | None,
     kind: Any,
-    plot: Path | None,
     output: Output,
-    overwrite: bool,
     **options: Any,
 ) -> None:
     """Performance of MODEL with adapters of several ranks, and the smallest that is enough.
@@ -110,7 +103,6 @@ def sweep(
         raise click.UsageError(
             f"{', '.join(given)}: only with {'--train' if kind is None else '--truncate'}"
         )
-    refuse_existing(plot, overwrite)
     with progress_bar("reading") as progress:
         if adapter is not None:
             from gonio.pipelines.adapter_sweep import truncate_sweep
@@ -118,10 +110,6 @@ def sweep(
             found = truncate_sweep(model, adapter, progress=progress, **options)
         else:
             found = _train(kind, model, progress, **options)
-    if plot is not None:
-        from gonio.site.adapter_plots import plot_measurement
-
-        plot_measurement(found, plot)
     output.write(found, [("By rank", _ranks_view(found)), ("Curves", _curves_view(found))])
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
+from gonio.cli.train_variants import variant_options, variants
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,7 @@ def _training_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--device", default="cpu", show_default=True, help="Where to train."),
         output_options,
+        plot_option,
     ]
     for option in reversed(options):
         command = option(command)
@@ -101,7 +103,11 @@ def _lora_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Module names with commas between, or all-linear.",
         ),
         click.option("--dropout", type=float, help="Dropout on the input of the adapter."),
-        click.option("--init", help="Law of A at the start: kaiming or gaussian."),
+        click.option(
+            "--init",
+            help="Start of the factors: kaiming, gaussian, zero-a, orthogonal, mica, pissa, "
+            "pissa_niter_4 or olora.",
+        ),
         click.option(
             "--spectrum-every",
             type=click.IntRange(min=1),
@@ -120,6 +126,7 @@ _BETA = click.option("--beta", type=float, help="Pull towards the base model.")
 @_training_options
 @_lora_options
 @_BETA
+@variant_options
 def dpo(output: Output, overwrite: bool, **options: Any) -> None:
     """Prefer the chosen responses: direct preference optimization.
 
@@ -137,6 +144,7 @@ def dpo(output: Output, overwrite: bool, **options: Any) -> None:
 @train.command("clm")
 @_training_options
 @_lora_options
+@variant_options
 def clm(output: Output, overwrite: bool, **options: Any) -> None:
     """Imitate the chosen responses: causal language modeling, prompts not scored.
 
@@ -144,6 +152,7 @@ def clm(output: Output, overwrite: bool, **options: Any) -> None:
     Example:
       gonio train clm smollm2-135m --data bundled --out runs/clm
       gonio train clm smollm2-135m --data notes.txt --out runs/clm
+      gonio train clm smollm2-135m --data bundled --out s --variant stacked
     """
     _run("clm", output, overwrite, **options)
 
@@ -198,6 +207,9 @@ def evaluate(model: str, folder: Path, output: Output, overwrite: bool, **option
     columns = ["pair", "chosen_tokens", "margin", "chosen_kl_to_base", "rejected_kl_to_base"]
     shown = found.tables["pairs"][columns].head(_SHOWN_STEPS)
     output.write(found, [("Pairs, the first ones", shown)])
+
+
+train.add_command(variants)
 
 
 def _run(

@@ -21,7 +21,14 @@ import torch
 
 from gonio.errors import GonioError, MissingDependencyError, SettingError
 
-__all__ = ["Engine", "WorkerLostError", "available_cpus", "require_engine", "run_tasks"]
+__all__ = [
+    "Engine",
+    "EngineError",
+    "WorkerLostError",
+    "available_cpus",
+    "require_engine",
+    "run_tasks",
+]
 
 Engine: TypeAlias = Literal["local", "ray"]
 Item = TypeVar("Item")
@@ -30,6 +37,10 @@ Result = TypeVar("Result")
 _RETRIES = 2  # of an item whose worker died; the first death may have been a neighbor's doing
 # Results are small tables and /dev/shm may be small too; Ray's least is 75 MiB.
 _OBJECT_STORE_BYTES = 96 << 20
+
+
+class EngineError(GonioError, RuntimeError):
+    """An engine could not be started."""
 
 
 class WorkerLostError(GonioError, RuntimeError):
@@ -67,6 +78,7 @@ def run_tasks(
     Raises:
         SettingError: An unknown engine, or fewer than one worker.
         MissingDependencyError: Ray is asked for and not installed.
+        EngineError: Ray cannot be started or reached (raised when iteration begins).
     """
     require_engine(engine, workers)
     if engine == "ray":
@@ -253,17 +265,27 @@ def _connected(cpus: int | None) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    else:
-        ray.init(
-            address="local",
-            num_cpus=cpus or available_cpus(),
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-        )
+    settings: dict[str, Any] = {
+        "address": address or "local",
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    if not address:
+        settings |= {
+            "num_cpus": cpus or available_cpus(),
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**settings)
+    except Exception as error:  # Ray raises plain exceptions when a part of it is late
+        ray.shutdown()
+        what = f"the Ray at RAY_ADDRESS, {address}," if address else "a Ray of gonio's own"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EngineError(
+            f"cannot use {what}: {reason}\n"
+            "Try again when the machine is less busy, or take the engine local."
+        ) from error
     try:
         yield
     finally:

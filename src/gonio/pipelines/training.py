@@ -33,10 +33,17 @@ from gonio.training import (
     train_clm,
     train_dpo,
 )
-from gonio.training.backend import is_main_process, require_datasets, require_trl
+from gonio.training.backend import (
+    is_main_process,
+    require_datasets,
+    require_trackers,
+    require_trl,
+)
 from gonio.training.bitfit import BIASES_FILE
 from gonio.training.lora import lora_config
+from gonio.training.recipes import Precision
 from gonio.training.sources import PairSource, load_split
+from gonio.training.train import resolve_precision
 
 __all__ = ["HELD_OUT_PAIRS", "check_trainable", "train_adapter"]
 
@@ -99,33 +106,33 @@ def train_adapter(
     """
     trainer = _trainer(kind, recipe)
     callback = _callback(kind, spectrum_every)
+    place = _device(device, recipe.precision)
     require_free_folder(Path(out), overwrite)
     report = progress or _no_progress
     split_seed = recipe.seed if data_seed is None else data_seed
     prepared = _prepare(model, data, recipe, held_out, split_seed)
     report("loading the model", 0, recipe.steps)
-    network, tokenizer = load_model(model, device=_device(device))
+    network, tokenizer = load_model(model, device=place)
     run = trainer(
-        *(network, tokenizer, prepared.train, recipe, Path(out), report),
+        *(network, tokenizer, prepared.train, recipe, Path(out)),
+        progress=report,
         base_name=str(model),
         overwrite=overwrite,
         callbacks=[] if callback is None else [callback],
     )
     tables, values = {"log": run.log}, _values(recipe, run, prepared)
     if is_main_process():
-        tables["held_out"] = _evaluate(network, tokenizer, run, prepared, recipe, report)
-        values += behavior_values(
-            tables["held_out"], beta=getattr(recipe, "beta", None), seed=recipe.seed
-        )
+        pairs = tables["held_out"] = _evaluate(network, tokenizer, run, prepared, recipe, report)
+        values += behavior_values(pairs, beta=getattr(recipe, "beta", None), seed=recipe.seed)
         if callback is not None:
             tables["geometry"] = _keep_geometry(callback.table, run.folder)
             values += _geometry_values(callback)
-    settings = {"kind": kind, "model": str(model), "data": data, "data_seed": split_seed}
+    named = {"kind": kind, "model": str(model), "data": data, "data_seed": split_seed}
     return make_measurement(
         "training",
         f"{_NAMES[kind]} training of {model} on {prepared.source.name}: {run.folder.name}",
         settings={
-            **settings,
+            **named,
             "pairs": prepared.source.nature,
             "recipe": recipe.model_dump(mode="json"),
             "held_out": held_out,
@@ -154,12 +161,14 @@ def _prepare(model: str | Path, data: str, recipe: Recipe, held_out: int, seed: 
 
 
 def check_trainable(model: PreTrainedModel, recipe: Recipe) -> None:
-    """Refuse a recipe whose targets, or biases, the model has not; its weights are not needed.
+    """Refuse a recipe whose targets, biases or trackers are not there; weights are not needed.
 
     Raises:
-        SettingError: A target module is not in the model.
+        SettingError: A target module is not in the model, or a tracker is unknown.
+        MissingDependencyError: A tracker is not installed.
         ModelError: The recipe trains biases and the model has none.
     """
+    require_trackers(recipe.report_to)
     if isinstance(recipe, LoraRecipe):
         lora_config(model, recipe)
     else:
@@ -176,16 +185,18 @@ def _trainer(kind: TrainingKind, recipe: Recipe) -> Callable[..., TrainingRun]:
     raise SettingError(f"training kind {kind!r} does not go with a {type(recipe).__name__}")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, precision: Precision) -> torch.device:
     """The device called ``name``.
 
     Raises:
-        SettingError: There is no such device here.
+        SettingError: There is no such device here, or it lacks the arithmetic.
     """
     try:
-        return torch.zeros(0, device=name).device
+        device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise SettingError(f"no device {name!r} here; 'cpu' is always there") from error
+    resolve_precision(precision, device)
+    return device
 
 
 def _no_progress(what: str, done: int, total: int) -> None:

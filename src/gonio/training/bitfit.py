@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from safetensors import SafetensorError
@@ -18,16 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gonio.errors import AdapterError, ModelError
-from gonio.training.backend import require_trl
 from gonio.training.data import PreferencePair
+from gonio.training.dpo import dpo_rows, dpo_trainer
 from gonio.training.recipes import BitFitRecipe
-from gonio.training.train import (
-    Progress,
-    TrainingJob,
-    TrainingRun,
-    run_training,
-    trainer_settings,
-)
+from gonio.training.train import RunOptions, TrainingJob, TrainingRun, run_training
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,49 +88,23 @@ def train_bitfit(
     pairs: Sequence[PreferencePair],
     recipe: BitFitRecipe,
     out: Path,
-    progress: Progress | None = None,
-    *,
-    base_name: str | None = None,
-    overwrite: bool = False,
-    callbacks: Sequence[Any] = (),
+    **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Train the biases to prefer the chosen responses; write them to ``out``.
 
-    The loss at the first step is log 2: every margin is still zero.
-
-    Args:
-        model: The base model; comes back as it was given.
-        tokenizer: Its tokenizer.
-        pairs: Training pairs.
-        recipe: The settings.
-        out: Folder to create; whole or absent, also when interrupted.
-        progress: Called as ``progress(what, steps done, steps in all)``.
-        base_name: What ``training.json`` names as the base model.
-        overwrite: Replace a folder that is not empty.
-        callbacks: More callbacks for the trainer.
+    The loss at the first step is log 2: every margin is still zero. Arguments and options are
+    those of :func:`gonio.training.train.run_training`.
 
     Raises:
         ModelError: The model has no biases.
         GonioError: As :func:`gonio.training.train.run_training` lists.
     """
-    trl = require_trl()
     names = set(bias_names(model))
 
-    def build(model: Any, tokenizer: Any, dataset: Any, folder: Path, callbacks: list[Any]) -> Any:
+    def build(settings: dict[str, Any], parts: dict[str, Any]) -> Any:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in names)
-        settings = trl.DPOConfig(
-            **trainer_settings(recipe, model, folder),
-            beta=recipe.beta,
-            precompute_ref_log_probs=True,
-        )
-        return trl.DPOTrainer(
-            model=model,
-            args=settings,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-        )
+        return dpo_trainer(recipe, settings, parts)
 
     def save(trained: Any, folder: Path, base_name: str | None) -> None:
         own = dict(trained.named_parameters())
@@ -145,23 +112,10 @@ def train_bitfit(
         save_file(biases, folder / BIASES_FILE)
         (folder / BIASES_FILE).chmod(0o644)  # written private by safetensors
 
-    job = TrainingJob(
-        kind="bitfit", rows=lambda pairs: [asdict(pair) for pair in pairs], build=build, save=save
-    )
+    job = TrainingJob(kind="bitfit", rows=dpo_rows, build=build, save=save)
     own = {name: weight for name, weight in model.named_parameters() if name in names}
     with applied_biases(model, {name: bias.detach().clone() for name, bias in own.items()}):
-        return run_training(
-            job,
-            model,
-            tokenizer,
-            pairs,
-            recipe,
-            out,
-            progress=progress,
-            base_name=base_name,
-            overwrite=overwrite,
-            callbacks=callbacks,
-        )
+        return run_training(job, model, tokenizer, pairs, recipe, out, **options)
 
 
 @torch.no_grad()

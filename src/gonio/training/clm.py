@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gonio.training.backend import require_trl
 from gonio.training.data import PreferencePair
-from gonio.training.lora import lora_config
 from gonio.training.recipes import ClmRecipe
-from gonio.training.train import (
-    Progress,
-    TrainingJob,
-    TrainingRun,
-    run_training,
-    save_adapter,
-    trainer_settings,
-)
+from gonio.training.train import RunOptions, TrainingRun
+from gonio.training.variants.run import LoraTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,56 +28,21 @@ def train_clm(
     pairs: Sequence[PreferencePair],
     recipe: ClmRecipe,
     out: Path,
-    progress: Progress | None = None,
-    *,
-    base_name: str | None = None,
-    overwrite: bool = False,
-    callbacks: Sequence[Any] = (),
+    **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Train a LoRA adapter on the chosen responses; write it to ``out`` as a PEFT folder.
 
-    Args:
-        model: The base model; comes back as it was given.
-        tokenizer: Its tokenizer.
-        pairs: Training pairs, of which prompt and chosen response are used.
-        recipe: The settings.
-        out: Folder to create; whole or absent, also when interrupted.
-        progress: Called as ``progress(what, steps done, steps in all)``.
-        base_name: What the folder names as its base model.
-        overwrite: Replace a folder that is not empty.
-        callbacks: More callbacks for the trainer.
-
-    Raises:
-        GonioError: As :func:`gonio.training.train.run_training` lists.
+    Of the pairs, prompt and chosen response are used. Arguments, options and errors are those of
+    :func:`gonio.training.train.run_training`.
     """
-    trl = require_trl()
 
-    def build(model: Any, tokenizer: Any, dataset: Any, folder: Path, callbacks: list[Any]) -> Any:
-        settings = trl.SFTConfig(
-            **trainer_settings(recipe, model, folder), completion_only_loss=True
-        )
-        return trl.SFTTrainer(
-            model=model,
-            args=settings,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(model, recipe),
-            callbacks=callbacks,
-        )
+    def build(settings: dict[str, Any], parts: dict[str, Any]) -> Any:
+        trl = require_trl()
+        config = trl.SFTConfig(**settings, completion_only_loss=True)
+        return trl.SFTTrainer(args=config, **parts)
 
-    job = TrainingJob(kind="clm", rows=_rows, build=build, save=save_adapter)
-    return run_training(
-        job,
-        model,
-        tokenizer,
-        pairs,
-        recipe,
-        out,
-        progress=progress,
-        base_name=base_name,
-        overwrite=overwrite,
-        callbacks=callbacks,
-    )
+    trainer = LoraTrainer(kind="clm", rows=_rows, build=build)
+    return trainer.run(model, tokenizer, pairs, recipe, out, **options)
 
 
 def _rows(pairs: Sequence[PreferencePair]) -> list[dict[str, str]]:

@@ -9,25 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gonio.training.backend import require_trl
 from gonio.training.data import PreferencePair
-from gonio.training.lora import lora_config
-from gonio.training.recipes import DpoRecipe
-from gonio.training.train import (
-    Progress,
-    TrainingJob,
-    TrainingRun,
-    run_training,
-    save_adapter,
-    trainer_settings,
-)
+from gonio.training.recipes import BitFitRecipe, DpoRecipe
+from gonio.training.train import RunOptions, TrainingRun
+from gonio.training.variants.run import LoraTrainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["train_dpo"]
+__all__ = ["dpo_rows", "dpo_trainer", "train_dpo"]
 
 
 def train_dpo(
@@ -36,62 +29,42 @@ def train_dpo(
     pairs: Sequence[PreferencePair],
     recipe: DpoRecipe,
     out: Path,
-    progress: Progress | None = None,
-    *,
-    base_name: str | None = None,
-    overwrite: bool = False,
-    callbacks: Sequence[Any] = (),
+    **options: Unpack[RunOptions],
 ) -> TrainingRun:
     """Train a LoRA adapter to prefer the chosen responses; write it to ``out`` as a PEFT folder.
 
-    The loss at the first step is log 2: every margin is still zero.
+    The loss at the first step is log 2: every margin is still zero. Arguments, options and errors
+    are those of :func:`gonio.training.train.run_training`.
+    """
+
+    def build(settings: dict[str, Any], parts: dict[str, Any]) -> Any:
+        return dpo_trainer(recipe, settings, parts)
+
+    trainer = LoraTrainer(kind="dpo", rows=dpo_rows, build=build)
+    return trainer.run(model, tokenizer, pairs, recipe, out, **options)
+
+
+def dpo_rows(pairs: Sequence[PreferencePair]) -> list[dict[str, str]]:
+    """The pairs as the rows that trl's trainer expects."""
+    return [asdict(pair) for pair in pairs]
+
+
+def dpo_trainer(
+    recipe: DpoRecipe | BitFitRecipe, settings: dict[str, Any], parts: dict[str, Any], **more: Any
+) -> Any:
+    """The trainer of trl, with the reference computed beforehand.
 
     Args:
-        model: The base model; comes back as it was given.
-        tokenizer: Its tokenizer.
-        pairs: Training pairs.
-        recipe: The settings.
-        out: Folder to create; whole or absent, also when interrupted.
-        progress: Called as ``progress(what, steps done, steps in all)``.
-        base_name: What the folder names as its base model.
-        overwrite: Replace a folder that is not empty.
-        callbacks: More callbacks for the trainer.
-
-    Raises:
-        GonioError: As :func:`gonio.training.train.run_training` lists.
+        recipe: Names beta and, for LoRA, the dropout.
+        settings: Arguments of every trainer.
+        parts: Model, tokenizer, data and callbacks.
+        **more: Further arguments of the trainer.
     """
     trl = require_trl()
-
-    def build(model: Any, tokenizer: Any, dataset: Any, folder: Path, callbacks: list[Any]) -> Any:
-        settings = trl.DPOConfig(
-            **trainer_settings(recipe, model, folder),
-            beta=recipe.beta,
-            precompute_ref_log_probs=True,
-            disable_dropout=recipe.dropout == 0.0,
-        )
-        return trl.DPOTrainer(
-            model=model,
-            args=settings,
-            train_dataset=dataset,
-            processing_class=tokenizer,
-            peft_config=lora_config(model, recipe),
-            callbacks=callbacks,
-        )
-
-    job = TrainingJob(kind="dpo", rows=_rows, build=build, save=save_adapter)
-    return run_training(
-        job,
-        model,
-        tokenizer,
-        pairs,
-        recipe,
-        out,
-        progress=progress,
-        base_name=base_name,
-        overwrite=overwrite,
-        callbacks=callbacks,
+    config = trl.DPOConfig(
+        **settings,
+        beta=recipe.beta,
+        precompute_ref_log_probs=True,
+        disable_dropout=isinstance(recipe, BitFitRecipe) or recipe.dropout == 0.0,
     )
-
-
-def _rows(pairs: Sequence[PreferencePair]) -> list[dict[str, str]]:
-    return [asdict(pair) for pair in pairs]
+    return trl.DPOTrainer(args=config, **parts, **more)

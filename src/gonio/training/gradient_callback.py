@@ -14,7 +14,9 @@ from gonio.errors import SettingError
 from gonio.files import replace_file
 from gonio.linalg.lowrank import factored_frobenius_norm
 from gonio.training.factor_gradients import FactorGradients, imbalance
+from gonio.training.layer_traffic import LayerTraffic
 from gonio.training.step_geometry import TrackedUpdate, tracked_updates
+from gonio.training.variants.factors import linear_layers
 
 __all__ = ["GradientCallback"]
 
@@ -30,9 +32,15 @@ class GradientCallback(TrainerCallback):
     rate of 1 would make to first order, ``scaling (B grad_A + grad_B A)``)`` and ``imbalance`` (of
     the identity B^T grad_B = grad_A A^T, zero but for rounding).
 
+    With ``closed_forms`` there are three more norms, of what the inputs and output gradients of the
+    layers give without looking at the factors' gradients, before clipping: ``closed_gradient_a``
+    (s B^T G), ``closed_gradient_b`` (s G A^T) and ``weight_gradient`` (G).
+
     Args:
         every: Optimizer steps between measurements.
         path: Parquet file to write at the end of training.
+        closed_forms: Keep what goes through the layers to calculate the closed forms; takes
+            the memory of the activations once more, and a training without dropout.
 
     Raises:
         SettingError: ``every`` is below 1.
@@ -43,11 +51,15 @@ class GradientCallback(TrainerCallback):
         >>> trainer = Trainer(model, args, callbacks=[GradientCallback()])  # doctest: +SKIP
     """
 
-    def __init__(self, every: int = 1, *, path: str | Path | None = None) -> None:
+    def __init__(
+        self, every: int = 1, *, path: str | Path | None = None, closed_forms: bool = False
+    ) -> None:
         if every < 1:
             raise SettingError(f"every must be at least 1, found {every}")
         self._every = every
         self._path = None if path is None else Path(path)
+        self._closed_forms = closed_forms
+        self._traffic: LayerTraffic | None = None
         self._updates: list[TrackedUpdate] = []
         self._rows: list[dict[str, Any]] = []
         self.left_out: dict[str, str] = {}
@@ -78,6 +90,9 @@ class GradientCallback(TrainerCallback):
         if not self._updates:
             raise SettingError("no LoRA layer to follow; whole weights have no factors")
         self._rows = []
+        if self._closed_forms:
+            layers = dict(linear_layers(model))
+            self._traffic = LayerTraffic({u.module: layers[u.module] for u in self._updates})
 
     def on_pre_optimizer_step(
         self,
@@ -88,7 +103,12 @@ class GradientCallback(TrainerCallback):
     ) -> None:
         """Measure, every so many steps, before the factors move."""
         if self._updates and state.global_step % self._every == 0:
-            self._rows += [_row(update, state.global_step) for update in self._updates]
+            self._rows += [
+                _row(update, state.global_step) | _closed(update, self._traffic)
+                for update in self._updates
+            ]
+        if self._traffic is not None:
+            self._traffic.forget()
 
     def on_train_end(
         self,
@@ -98,12 +118,28 @@ class GradientCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measure what was reached, and write the table."""
+        if self._traffic is not None:
+            self._traffic.close()
         if not self._updates:
             return
         self._rows += [_row(update, state.global_step, is_last=True) for update in self._updates]
         if self._path is not None:
             with replace_file(self._path) as staging:
                 self.table.to_parquet(staging, index=False)
+
+
+@torch.no_grad()
+def _closed(update: TrackedUpdate, traffic: LayerTraffic | None) -> dict[str, float]:
+    if traffic is None:
+        return {}
+    assert update.factors is not None
+    lora_b, lora_a = update.factors
+    found = traffic.closed_forms(update.module, lora_b, lora_a, update.scaling)
+    return {
+        "closed_gradient_a": found.gradient_a,
+        "closed_gradient_b": found.gradient_b,
+        "weight_gradient": found.weight_gradient,
+    }
 
 
 @torch.no_grad()

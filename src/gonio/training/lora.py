@@ -56,7 +56,7 @@ def lora_config(model: PreTrainedModel, recipe: LoraRecipe) -> Any:
         if recipe.target_modules == "all-linear"
         else list(recipe.target_modules),
         use_rslora=recipe.use_rslora,
-        init_lora_weights=True if recipe.init == "kaiming" else recipe.init,
+        init_lora_weights="gaussian" if recipe.init == "gaussian" else True,  # others start later
         fan_in_fan_out=any(_is_transposed(module) for module in targeted),
         bias="none",
         task_type=TaskType.CAUSAL_LM,

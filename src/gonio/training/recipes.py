@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gonio.errors import SettingError
+from gonio.training.variant_settings import Init, VariantSettings
 
 __all__ = [
     "BitFitRecipe",
@@ -96,7 +97,10 @@ class LoraRecipe(Recipe):
             but the output head.
         use_rslora: Rank-stabilized scaling (Kalajdzievski 2023, arXiv:2312.03732).
         dropout: Dropout on the input of the adapter, in [0, 1).
-        init: Law of the entries of A at the start; B starts at zero.
+        init: How the factors start: ``kaiming`` and ``gaussian`` are laws of the entries of A, B
+            being zero; the others are in :mod:`gonio.training.variants.starts`.
+        variant: Another way of training the factors than LoRA's own; see
+            :mod:`gonio.training.variants`.
     """
 
     r: int = Field(ge=1)
@@ -106,12 +110,23 @@ class LoraRecipe(Recipe):
     )
     use_rslora: bool = False
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    init: Literal["kaiming", "gaussian"] = "kaiming"
+    init: Init = "kaiming"
+    variant: VariantSettings | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _check_targets(self) -> LoraRecipe:
         if not self.target_modules:
             raise ValueError("target_modules is empty; name modules or use 'all-linear'")
+        return self
+
+    @model_validator(mode="after")
+    def _check_variant(self) -> LoraRecipe:
+        if self.variant is not None:
+            self.variant.check(self.steps, self.r, self.use_rslora)
+            if self.init not in ("kaiming", "gaussian"):
+                raise ValueError(
+                    f"variant {self.variant.name} starts as LoRA does, not from init {self.init}"
+                )
         return self
 
 

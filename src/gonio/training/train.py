@@ -18,7 +18,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import pandas as pd
 import torch
@@ -37,14 +37,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Progress",
+    "RunOptions",
     "TrainingJob",
     "TrainingRun",
     "require_free_folder",
     "resolve_precision",
     "run_training",
     "save_adapter",
-    "trainer_settings",
 ]
+
+TRACKERS = "trackers"  # what trackers write in files, below the folder of a training
 
 Progress = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
@@ -69,14 +71,30 @@ class TrainingJob:
     Attributes:
         kind: ``dpo``, ``clm`` or ``bitfit``.
         rows: Turns pairs into the rows of the data set the trainer expects.
-        build: Makes the trainer from model, tokenizer, data set, output folder and callbacks.
+        build: Makes the trainer from the arguments of its configuration and of its own.
         save: Writes what was trained: trained model, folder, name of the base model.
     """
 
     kind: TrainingKind
     rows: Callable[[Sequence[PreferencePair]], list[dict[str, str]]]
-    build: Callable[[Any, Any, Any, Path, list[Any]], Any]
+    build: Callable[[dict[str, Any], dict[str, Any]], Any]
     save: Callable[[Any, Path, str | None], None]
+
+
+class RunOptions(TypedDict, total=False):
+    """What every training takes besides model, data and recipe; see :func:`run_training`.
+
+    Attributes:
+        progress: Called as ``progress(what, steps done, steps in all)``.
+        base_name: What the folder names as the base model; the model's own name unless given.
+        overwrite: Replace a folder that is not empty.
+        callbacks: More callbacks for the trainer, before those of its trackers.
+    """
+
+    progress: Progress | None
+    base_name: str | None
+    overwrite: bool
+    callbacks: Sequence[Any]
 
 
 @dataclass(frozen=True)
@@ -114,9 +132,9 @@ def require_free_folder(out: Path, overwrite: bool) -> None:
     require_writable(out.parent)
 
 
-def trainer_settings(recipe: Recipe, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
+def _trainer_settings(recipe: Recipe, model: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """Arguments every trl trainer gets: the recipe, one log row per step, nothing else written."""
-    precision = resolve_precision(recipe.precision, model)
+    precision = resolve_precision(recipe.precision, model.device, model.dtype)
     schedule = recipe.schedule
     if schedule == "constant" and recipe.warmup_steps:
         schedule = "constant_with_warmup"  # type: ignore[assignment]  # the library's own name
@@ -144,23 +162,25 @@ def trainer_settings(recipe: Recipe, model: PreTrainedModel, folder: Path) -> di
     }
 
 
-def resolve_precision(wanted: Precision, model: PreTrainedModel) -> Precision:
-    """The arithmetic that ``auto`` means on the model's device, or what was asked for.
+def resolve_precision(
+    wanted: Precision, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Precision:
+    """The arithmetic that ``auto`` means on a device for weights of a dtype, or what was asked for.
 
     Raises:
         SettingError: The device has no such arithmetic.
     """
-    device = model.device.type
-    has_bf16 = device != "cpu" and device == "cuda" and torch.cuda.is_bf16_supported()
+    is_cuda = device.type == "cuda"
+    has_bf16 = not is_cuda or torch.cuda.is_bf16_supported()
     if wanted == "auto":
-        if model.dtype is torch.bfloat16:
+        if dtype is torch.bfloat16:
             return "bf16"
-        if device == "cpu" or model.dtype is not torch.float32:
+        if device.type == "cpu" or dtype is not torch.float32:
             return "fp32"
-        return "bf16" if has_bf16 or device != "cuda" else "fp16"
-    if wanted == "fp16" and device == "cpu":
+        return "bf16" if has_bf16 else "fp16"
+    if wanted == "fp16" and device.type == "cpu":
         raise SettingError("fp16 needs an accelerator; on the CPU take fp32 or bf16")
-    if wanted == "bf16" and device == "cuda" and not has_bf16:
+    if wanted == "bf16" and not has_bf16:
         raise SettingError("this accelerator has no bf16; take fp16")
     return wanted
 
@@ -227,7 +247,10 @@ def run_training(
         model.eval()  # the reference pass runs before the trainer chooses a mode
         scratch = staging / ".trainer"
         dataset = datasets.Dataset.from_list(job.rows(pairs))
-        trainer = job.build(model, tokenizer, dataset, scratch, _callbacks(clock))
+        parts = {"model": model, "processing_class": tokenizer, "train_dataset": dataset}
+        trainer = job.build(
+            _trainer_settings(recipe, model, scratch), parts | {"callbacks": _callbacks(clock)}
+        )
         _remove_printer(trainer)
         for callback in reversed(callbacks):
             trainer.callback_handler.callbacks.insert(0, callback)
@@ -242,8 +265,8 @@ def run_training(
         log.to_parquet(staging / "training_log.parquet", index=False)
         text = json.dumps(_provenance(job.kind, recipe, pairs, run, base_name), indent=2)
         (staging / "training.json").write_text(text + "\n", encoding="utf-8")
-        if scratch.exists() and not any(scratch.iterdir()):
-            scratch.rmdir()  # the trainer made it and, told to save nothing, left it empty
+        if scratch.exists():
+            _keep_or_remove(scratch, staging / TRACKERS)
     return run
 
 
@@ -270,6 +293,14 @@ def _scratch_folder() -> Iterator[Path]:
     """Where a process writes whose results nobody keeps."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+def _keep_or_remove(scratch: Path, kept: Path) -> None:
+    """Where the trainer may write: nothing but what trackers such as TensorBoard leave there."""
+    if any(scratch.iterdir()):
+        scratch.rename(kept)
+    else:
+        scratch.rmdir()
 
 
 def _callbacks(report: Progress) -> list[Any]:
