@@ -3,9 +3,10 @@
 K random adapters on every linear layer of a model, and one request per subset. The same greedy
 tokens are made three ways: one batch with other adapters in every row, one merged model after the
 other (each holds its own weights), and the base alone in one batch, which is the floor. Answers
-are compared before anything is timed; memory is counted in bytes of tensors.
+are compared before anything is timed; memory is counted in bytes of tensors, for 1, 2, 4, ...
+adapters beside as many merged models. --bytes counts only, which takes seconds.
 
-Run: python benchmarks/serving.py [--adapters 4] [--rank 16] [--requests 8] [--tokens 32]
+Run: python benchmarks/serving.py [--adapters 4] [--rank 16] [--requests 8] [--tokens 32] [--bytes]
 """
 
 import argparse
@@ -37,11 +38,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bytes", action="store_true")
     given = parser.parse_args()
     model, _ = load_model(given.model, device=given.device)
     generator = torch.Generator().manual_seed(0)
     names = [f"a{i}" for i in range(given.adapters)]
     adapters = {name: random_adapter(model, given.rank, generator) for name in names}
+    print_bytes(model, adapters)
+    if given.bytes:
+        return
     subsets = choose_subsets(names, given.requests)
     vocabulary = int(model.config.vocab_size)
     prompts = torch.randint(vocabulary, (given.requests, PROMPT), generator=generator).tolist()
@@ -62,7 +67,6 @@ def main() -> None:
         assert ours == theirs, "the answers differ"
         assert ours != base(), "the adapters change nothing"
         seconds = {way.__name__: timed(way) for way in (mixed, one_by_one, base)}
-        size = mixture.bytes
     made = given.requests * given.tokens
     print(
         f"{given.model}, {given.adapters} adapters of rank {given.rank}, {given.requests} requests"
@@ -72,11 +76,26 @@ def main() -> None:
         print(
             f"{name:<12} {made / taken:8.1f} tokens/s  {taken / seconds['base']:5.2f} of base time"
         )
+
+
+def print_bytes(model: PreTrainedModel, adapters: dict[str, Adapter]) -> None:
+    """Tensors of the first K adapters and one model, beside K merged models."""
     whole = sum(p.nbytes for p in model.parameters())
-    models = len({tuple(sorted(subset.items())) for subset in subsets})
-    print(f"factors {size.factors / 1e6:.1f} MB beside one model of {whole / 1e6:.1f} MB")
-    print(f"merged: {models} models, {models * whole / 1e6:.1f} MB")
-    print(f"memory ratio {models * whole / (whole + size.factors):.2f}")
+    print(f"{'K':>4} {'factors MB':>12} {'with model':>12} {'K merged':>12} {'ratio':>7}")
+    for count in (2**i for i in range(len(adapters).bit_length())):
+        chosen = dict(list(adapters.items())[:count])
+        size = AdapterMixture(model, chosen).bytes
+        counted = sum(
+            update.rank * sum(update.shape) * model.dtype.itemsize
+            for adapter in chosen.values()
+            for update in adapter.updates.values()
+        )
+        assert size.factors == counted, "the factors take other bytes than r (m + n) numbers each"
+        assert size.merged_models == count * whole
+        held = whole + size.factors
+        numbers = (size.factors / 1e6, held / 1e6, size.merged_models / 1e6)
+        print(f"{count:>4} " + " ".join(f"{n:12.1f}" for n in numbers), end=" ")
+        print(f"{size.merged_models / held:7.2f}")
 
 
 def choose_subsets(names: Sequence[str], count: int) -> list[RowWeights]:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.stats import pearsonr, rankdata
 
 from gonio.cli.main import cli
 from gonio.errors import SettingError
@@ -98,6 +99,9 @@ def test_the_command_measures_every_ordered_pair(make_adapters, tokenizer, tmp_p
         assert row["change"] == pytest.approx(row["loss_both"] - row["loss_alone"])
         assert row["change_low"] <= row["change"] <= row["change_high"]
     assert found["record"]["settings"]["texts"]["two"].endswith("own.txt")
+    values = {value["name"]: value["value"] for value in found["record"]["values"]}
+    ranks = [rankdata([row[key] for row in pairs]) for key in ("inputs_ratio_squared", "change")]
+    assert values["rank_correlation_overlap"] == pytest.approx(float(pearsonr(*ranks).statistic))
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,13 @@ def demo(out: Path, quick: bool, output: Output) -> None:
     """
     from gonio.pipelines.demo import FULL, QUICK, run_demo
     from gonio.site import build_site
+    from gonio.site.reference import reference_records
 
     with _StepBars() as bars:
         summary, ran = run_demo(out, QUICK if quick else FULL, bars)
     page = out / "site" / "index.html"
     if ran or not page.exists():
-        page = build_site([out / "records"], out / "site")
+        page = build_site([out / "records", *reference_records()], out / "site")
     output.write(summary)
     click.echo(f"{ran} steps ran; the records are in {out / 'records'}", err=True)
     click.echo(f"Open {page.resolve()}", err=output.form != "text" or output.path is not None)

@@ -270,10 +270,17 @@ def _values(table: pd.DataFrame, seed: int) -> list[Value]:
         note = f"mean absolute error of the prediction with equal curvature {assumed}"
         values.append(make_value(f"error_{name}", error, unit="nats", note=note))
         if len(table) >= _FEWEST_PAIRS and predicted.nunique() > 1:
-            order = float(stats.spearmanr(predicted, table["change"]).statistic)
-            note = "Spearman's, over ordered pairs"
-            values.append(make_value(f"rank_correlation_{name}", order, chance=0.0, note=note))
+            values.append(_order(f"rank_correlation_{name}", predicted, table["change"], ""))
+    shared = table["inputs_ratio_squared"]
+    if len(table) >= _FEWEST_PAIRS and shared.nunique() > 1:
+        note = " of the overlap alone, also where an adapter gained nothing"
+        values.append(_order("rank_correlation_overlap", shared, table["change"], note))
     return values
+
+
+def _order(name: str, predicted: pd.Series[float], change: pd.Series[float], note: str) -> Value:
+    order = float(stats.spearmanr(predicted, change).statistic)
+    return make_value(name, order, chance=0.0, note=f"Spearman's, over ordered pairs{note}")
 
 
 def _model_files(model: str | Path) -> list[InputFile]:

@@ -96,26 +96,26 @@ def truncate_sweep(
             pairs = held_out_pairs(model, Path(folder), data, held_out, max_length, data_seed)
             inputs.append(pairs.source)
         network, tokenizer = load_model(model)
-        windows = None
-        if pairs is None:
-            windows = TextUnits.of(network, tokenizer, text, tokens=tokens, window=window)
-            inputs.append(windows.text)
+        held: HeldOut | TextUnits | None = pairs
+        if held is None:
+            held = TextUnits.of(network, tokenizer, text, tokens=tokens, window=window)
+            inputs.append(held.text)
         units = []
         for done, rank in enumerate(ranks):
             if progress is not None:
                 progress(f"rank {rank}", done, len(ranks))
             cell = Path(place) / f"rank-{rank}"
             resize_adapter(folder, cell / "adapter", rank=rank, base=model, overwrite=True)
-            table = _judged(network, tokenizer, cell, pairs if windows is None else windows, metric)
-            units.append(table.assign(rank=rank, seed=0))
-    settings: dict[str, Any] = {"mode": "truncate", "model": str(model), "adapter": str(folder)}
-    settings |= {"ranks": ranks, "tokens": tokens, "window": window, "text": text}
-    if pairs is not None:
-        settings = {**settings, "data": data, "held_out": len(pairs.pairs)}
-        settings |= {"max_length": pairs.max_length}
+            units.append(_judged(network, tokenizer, cell, held, metric).assign(rank=rank, seed=0))
+    settings: dict[str, Any] = {"mode": "truncate", "model": str(model)}
+    settings |= {"adapter": str(folder), "ranks": ranks}
+    if pairs is None:
+        settings |= {"text": text, "tokens": tokens, "window": window}
+    else:
+        settings |= {"data": data, "held_out": len(pairs.pairs), "max_length": pairs.max_length}
+    title = f"Truncations of {Path(folder).name}"
     return summarize_sweep(
-        *(pd.concat(units, ignore_index=True), f"Truncations of {Path(folder).name}", metric),
-        *(settings, inputs),
+        *(pd.concat(units, ignore_index=True), title, metric, settings, inputs),
         tolerance=tolerance,
         seed=seed,
         spectrum=spectrum,
@@ -139,9 +139,8 @@ def _spectrum(
 
 
 def _judged(
-    network: Any, tokenizer: Any, cell: Path, units: HeldOut | TextUnits | None, metric: SweepMetric
+    network: Any, tokenizer: Any, cell: Path, units: HeldOut | TextUnits, metric: SweepMetric
 ) -> pd.DataFrame:
-    assert units is not None
     if isinstance(units, TextUnits):
         return judge_text(network, cell / "adapter", units, kept=cell / "text.parquet")
     return judge_pairs(

@@ -25,6 +25,8 @@ try:
     from fastapi.responses import JSONResponse, Response, StreamingResponse
     from starlette.exceptions import HTTPException
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    from gonio.serving.body import StrictRoute
 except ModuleNotFoundError as missing:
     raise MissingDependencyError(
         f"serving needs the package {missing.name}, which is not installed\n"
@@ -47,6 +49,7 @@ def build_app(engine: CompletionEngine, model_name: str, *, local: bool = True) 
             beside the server cannot reach it under another name.
     """
     app = FastAPI(title="gonio", docs_url=None, redoc_url=None, openapi_url=None)
+    app.router.route_class = StrictRoute
     if local:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOOPBACK_NAMES)
     _add_errors(app)
@@ -174,13 +177,18 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestError)
         content = error_body(str(error), error.code, error.status)
-        return JSONResponse(content, status_code=error.status)
+        # Whoever still sends an oversized body is hung up on.
+        headers = {"connection": "close"} if error.status == 413 else None
+        return JSONResponse(content, status_code=error.status, headers=headers)
 
     async def malformed(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{place}: {first['msg']}" if place else str(first["msg"])
+        if first["type"] == "json_invalid":
+            message = f"the body is not JSON this server reads: {first['ctx']['error']}"
+        else:
+            place = ".".join(str(part) for part in first["loc"] if part != "body")
+            message = f"{place}: {first['msg']}" if place else str(first["msg"])
         return JSONResponse(error_body(message, "invalid_request", 400), status_code=400)
 
     async def other(_: Request, error: Exception) -> JSONResponse:
