@@ -209,6 +209,8 @@ def test_the_record_says_what_it_could_not_conclude(finished):
     assert shown.exit_code == 0
     assert max(map(len, shown.output.splitlines())) <= 80
     assert "is the stable rank a transient" in shown.output
+    for title in ("Stable rank by width", "Two trainings of a model", "that no gain explains"):
+        assert title in shown.output
 
 
 def drift_of(out):
@@ -263,6 +265,38 @@ def test_an_export_has_no_weights_and_the_same_bytes(copy, tmp_path):
     assert "study/PROVENANCE.md" in names
     with pytest.raises(OutputError, match="lies in the study"):
         export_study(copy, copy / "study.tar.gz")
+
+
+def test_an_unpacked_export_can_be_verified_and_shown(finished, tmp_path):
+    """Its weights are not missed; anything else is."""
+    export_study(finished[0], tmp_path / "study.tar.gz")
+    with tarfile.open(tmp_path / "study.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    out = tmp_path / "study"
+    found = verify_study(out)
+    assert drift_of(out) == {}
+    weights = len(list(finished[0].rglob("*.safetensors")))
+    assert found.record.value("left_out").value == weights > 0
+    whole = verify_study(finished[0]).record
+    assert whole.value("left_out").value == 0
+    assert found.record.value("files").value == whole.value("files").value - weights
+    assert CliRunner().invoke(cli, ["study", "show", str(out)]).exit_code == 0
+    assert export_study(out, tmp_path / "again.tar.gz") > 0
+    assert (tmp_path / "again.tar.gz").read_bytes() == (tmp_path / "study.tar.gz").read_bytes()
+    (out / "cells" / "neox_dpo_seed1" / "trained" / "adapter_config.json").unlink()
+    assert drift_of(out) == {"cells/neox_dpo_seed1/trained/adapter_config.json": "missing"}
+    result = CliRunner().invoke(cli, ["study", "verify", str(out)])
+    assert "cells/neox_dpo_seed1/trained/adapter_config.json" in result.output  # not cut off
+    (out / "left_out.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SettingError, match="cannot read"):
+        verify_study(out)
+
+
+def test_damaged_conclusions_are_drawn_again(spec, copy):
+    (copy / "records" / "study" / "gains.parquet").unlink()
+    assert run_study(spec, copy).ran == ()
+    assert drift_of(copy) == {}
+    assert "gains" in read_measurement(copy / "records" / "study").tables
 
 
 def test_the_ledger_names_every_record_and_figure(finished):

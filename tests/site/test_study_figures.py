@@ -15,6 +15,7 @@ from gonio.site.collection import collect
 from gonio.site.pages import make_pages
 from gonio.site.study_behavior_figures import behavior_figure, bitfit_figure
 from gonio.site.study_figures import first_study, overlap_figure, step_figure, width_figure
+from gonio.site.study_null_figures import alignment_figure, depth_figure, study_gain_figure
 from gonio.theorems import load_families
 
 NAN = math.nan
@@ -24,12 +25,23 @@ SAYS = what_points_can_say(3)
 def tables():
     """Three models, two recipes, two seeds. Test data: nothing here was measured."""
     cells, ranks, steps, transients, layers = [], [], [], [], []
+    gains, depth, alignment = [], [], []
     for place, model in enumerate(("a", "b", "c<")):
         for recipe in ("dpo", "clm"):
             names = {"model": model, "recipe": recipe}
             ranks.append(
                 {**names, "width": 64.0 * 2**place, "seeds": 2, "stable_rank": 2.0 + place}
                 | {"low": -9.0, "high": 19.0, "chance": 7.0, "ratio": (2.0 + place) / 7}
+            )
+            gains += [
+                {**names, "seeds": 2, "side": side, "residual": 0.97, "low": 0.96, "high": 0.98}
+                | {"chance": 0.99, "z_score": -3.0}
+                for side in ("column", "row")
+            ]
+            alignment.append(
+                {"model": model, "first": f"{model}_{recipe}_42", "second": f"{model}_{recipe}_117"}
+                | {"relation": f"{recipe}, other seed", "modules": 3, "k": 5, "cosine": 0.1}
+                | {"cosine_z_score": 4.0, "left_overlap_ratio": 3.0, "right_overlap_ratio": NAN}
             )
             for seed in (42, 117):
                 cell = {"cell": f"{model}_{recipe}_{seed}", **names, "seed": seed}
@@ -42,6 +54,11 @@ def tables():
                     {**cell, "first_step": 5, "last_step": 10, "first": 2.0, "last": 2.5}
                     | {"chance": 7.0, "change": 0.5, "low": 0.1, "high": 0.9, "course": "rise"}
                 )
+                depth += [
+                    {**cell, "side": side, "layers": 4, "nearest": -0.1, "nearest_chance": 0.2}
+                    | {"nearest_p_value": 0.9, "smallest_p": 1 / 12, "decay_length": NAN}
+                    for side in ("left", "right")
+                ]
                 layers += [
                     {**cell, "side": side, "layer": layer, "k": 5, "overlap_ratio": 1.0 + layer}
                     for side in ("left", "right")
@@ -58,6 +75,9 @@ def tables():
         "steps": pd.DataFrame(steps),
         "transients": pd.DataFrame(transients),
         "layers": pd.DataFrame(layers),
+        "gains": pd.DataFrame(gains),
+        "depth": pd.DataFrame(depth),
+        "alignment": pd.DataFrame(alignment),
         "associations": pd.DataFrame(
             [association | {"behavior": "held_out_margin", "pearson": 1.0, "pearson_p": 1 / 3}]
         ),
@@ -89,7 +109,7 @@ def test_every_figure_of_the_index_is_drawn_and_no_other():
 
 def test_the_first_study_stands_beside_the_readers_numbers():
     found = entry(tables())
-    for draw in (width_figure, overlap_figure, behavior_figure, bitfit_figure):
+    for draw in (width_figure, overlap_figure, study_gain_figure, behavior_figure, bitfit_figure):
         figure = draw(found)
         assert "first study" in json.dumps([panel.title for panel in figure.panels]) + "".join(
             figure.legend
@@ -123,9 +143,41 @@ def test_a_caption_says_what_the_number_of_models_allows():
 def test_what_is_not_in_the_record_is_not_drawn():
     only = {"cells": tables()["cells"].assign(stable_rank=NAN)}
     draws = (width_figure, step_figure, overlap_figure, behavior_figure, bitfit_figure)
-    assert [draw(entry(only)) for draw in draws] == [None] * 5
+    draws += (alignment_figure, study_gain_figure, depth_figure)
+    assert [draw(entry(only)) for draw in draws] == [None] * len(draws)
     with pytest.raises(RecordError, match="no column"):
         step_figure(entry(tables() | {"steps": tables()["steps"].drop(columns="chance")}))
+
+
+def drawn(panel):
+    """Points of a chart with all their numbers."""
+    return [row for rows in panel.spec["datasets"].values() for row in rows if "value" in row]
+
+
+def test_gains_are_told_as_multiples_of_chance():
+    """Of an unexplained share of 0.97 beside 0.99, gains explain three times what chance does."""
+    columns, rows = study_gain_figure(entry(tables())).panels
+    mine, published = drawn(columns)[0], drawn(columns)[-1]
+    assert (mine["value"], mine["low"], mine["high"]) == pytest.approx((3.0, 2.0, 4.0))
+    assert mine["chance"] == published["chance"] == 1.0
+    assert published["label"] == "pythia-410m (first study)"
+    assert published["value"] == pytest.approx((1 - 0.9996963774736695) * 3072)
+    assert drawn(rows)[-2]["value"] == pytest.approx((1 - 0.9983021109533414) * 1024, rel=1e-5)
+
+
+def test_adapters_and_layers_stand_beside_their_nulls():
+    figure = alignment_figure(entry(tables()))
+    assert [panel.title for panel in figure.panels] == [
+        "Cosine of the updates",
+        "Overlap of what they write, over chance",  # what they read is known of no pair
+    ]
+    chances = [{point["chance"] for point in drawn(panel)} for panel in figure.panels]
+    assert chances == [{0.0}, {1.0}]
+    figure = depth_figure(entry(tables()))
+    assert {point["chance"] for point in drawn(figure.panels[0])} == {0.2}
+    assert len(drawn(figure.panels[0])) == len(drawn(figure.panels[1])) == 12
+    assert "smallest possible p" in figure.table.columns
+    assert "activations" in figure.caption
 
 
 def test_the_first_study_is_carried_over_unchanged():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
     from gonio.pipelines.study import StudyRun
@@ -92,6 +92,7 @@ def resume(out: Path, engine: str, workers: int | None, output: Output) -> None:
 @study.command("show")
 @click.argument("out", type=click.Path(path_type=Path))
 @output_options
+@plot_option
 def show(out: Path, output: Output) -> None:
     """Cells of the study in the folder OUT, how they ended, and what they say together.
 
@@ -99,6 +100,7 @@ def show(out: Path, output: Output) -> None:
     Example:
       gonio study show studies/small
       gonio study show studies/small --json --output conclusions.json
+      gonio study show studies/small --plot widths.svg
     """
     _write_status(out, output)
 
@@ -120,7 +122,10 @@ def verify(out: Path, output: Output) -> None:
 
     found = verify_study(out)
     drift = found.tables["drift"]
-    output.write(found, [("Drifted", drift)] if len(drift) else [])
+    views = [
+        (str(what).capitalize(), rows[["path"]]) for what, rows in drift.groupby("what", sort=False)
+    ]
+    output.write(found, views)
     if len(drift):
         raise click.exceptions.Exit(1)
 
@@ -167,6 +172,7 @@ def _run(spec: StudySpec, out: Path, engine: str, workers: int | None, output: O
 
 
 def _write_status(out: Path, output: Output) -> None:
+    from gonio.cli.study_views import study_summary, study_views
     from gonio.pipelines.study import study_status
 
     found = study_status(out)
@@ -175,6 +181,7 @@ def _write_status(out: Path, output: Output) -> None:
     failed = table.loc[table["status"] == "failed", ["cell", "reason"]]
     if len(failed):
         views.append(("Failed", failed))
+    views += study_views(found.tables)
     if "missing" in found.tables:
         views.append(("Not concluded", found.tables["missing"]))
-    output.write(found, views)
+    output.write(study_summary(found) if output.form == "text" else found, views)

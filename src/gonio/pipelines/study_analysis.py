@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 
+from gonio.errors import RecordError
 from gonio.pipelines.study_alignment import align_recipes
 from gonio.pipelines.study_behavior import bitfit_share, geometry_and_behavior
 from gonio.pipelines.study_cells import CELL_FILE
@@ -96,6 +98,8 @@ def analyze_study(spec: StudySpec, out: Path, *, progress: Progress | None = Non
 def conclude_study(spec: StudySpec, out: Path, *, progress: Progress | None = None) -> Path | None:
     """Write ``records/study``, unless it was made from these very cells; None without cells.
 
+    A damaged record is written anew.
+
     Raises:
         RecordError: A record of a finished cell cannot be read.
         OutputError: The folder cannot be written.
@@ -103,8 +107,9 @@ def conclude_study(spec: StudySpec, out: Path, *, progress: Progress | None = No
     inputs, folder = _inputs(spec, out), out / STUDY_RECORD
     if not inputs:
         return None
-    if (folder / "record.json").is_file() and read_measurement(folder).record.inputs == inputs:
-        return folder
+    with suppress(RecordError):
+        if (folder / "record.json").is_file() and read_measurement(folder).record.inputs == inputs:
+            return folder
     return write_measurement(analyze_study(spec, out, progress=progress), folder)
 
 

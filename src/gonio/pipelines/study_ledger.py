@@ -16,9 +16,10 @@ from gonio.pipelines.study_cells import CELL_FILE, CellState, read_state
 from gonio.pipelines.study_spec import StudySpec, plan_cells
 from gonio.records import Environment, Record, find_measurements, read_measurement
 
-__all__ = ["FIGURES", "LEDGER_FILE", "study_files", "write_ledger"]
+__all__ = ["FIGURES", "LEDGER_FILE", "LEFT_OUT_FILE", "study_files", "write_ledger"]
 
 LEDGER_FILE = "ledger.json"
+LEFT_OUT_FILE = "left_out.json"  # in an export: the weights it lacks
 PROVENANCE_FILE = "PROVENANCE.md"
 FIGURES_FILE = "FIGURES.md"
 
@@ -27,6 +28,9 @@ FIGURES: dict[str, tuple[str, tuple[str, ...]]] = {
     "study-width": ("Stable rank by width", ("stable_rank", "trends")),
     "study-steps": ("Stable rank by step", ("steps", "transients")),
     "study-overlap": ("Overlap with the base model by layer", ("layers", "overlaps")),
+    "study-alignment": ("Two trainings of a model compared", ("alignment",)),
+    "study-gains": ("Energy that gains of rows or columns explain", ("gains",)),
+    "study-depth": ("Overlap of neighboring layers' updates", ("depth",)),
     "study-behavior": ("Geometry against behavior", ("cells", "associations")),
     "study-bitfit": ("Share of the loss reduction that biases reach", ("bitfit",)),
 }
@@ -56,7 +60,9 @@ def study_files(out: Path) -> Iterator[tuple[str, Path]]:
         if not path.is_file() or any(part.startswith(".") for part in place.parts):
             continue
         in_cell = place.parts[0] == "cells" and len(place.parts) > 2
-        if place.name == LEDGER_FILE or (in_cell and place.parts[2:] != (CELL_FILE,)):
+        if place.name in (LEDGER_FILE, LEFT_OUT_FILE) or (
+            in_cell and place.parts[2:] != (CELL_FILE,)
+        ):
             continue
         yield place.as_posix(), path
 
@@ -125,7 +131,7 @@ def _figures(out: Path) -> str:
         "`gonio site build --from FOLDER --out SITE` draws them on `SITE/adapters.html`, each "
         f"from the tables of `{STUDY_RECORD}` named here, beside the first study's numbers.",
         "",
-        "| figure | anchor | tables | sha256 |",
+        "| figure | anchor | tables | sha256, start |",
         "| --- | --- | --- | --- |",
     ]
     for anchor, (title, tables) in FIGURES.items():

@@ -33,6 +33,7 @@ _PAIRS = (
 _PUBLISHED = (
     ("stable_rank", "stable rank", "reward_margin", "reward margin"),
     ("stable_rank", "stable rank", "log_ratio", "log-ratio (printed as KL)"),
+    ("overlap_ratio", "overlap / chance", "reward_margin", "reward margin"),
 )
 
 
@@ -58,7 +59,7 @@ def behavior_figure(entry: SiteRecord) -> Figure | None:
     panels, said = [], []
     for rows, pairs, suffix in ((cells, _PAIRS, ""), (published, _PUBLISHED, f" ({FIRST_STUDY})")):
         for x, x_title, y, y_title in pairs:
-            title = f"{y_title} by {x_title}{suffix}"
+            title = f"{y_title[0].upper()}{y_title[1:]} by {x_title}{suffix}"
             words = f"{title}: {len(rows)} points."
             chart = _scatter(rows, legend, (x, x_title), (y, y_title), words)
             panels.append(Panel(title, chart))
@@ -256,7 +257,13 @@ def _bars(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str) 
     domain = [max(-_FARTHEST, min([0.0, *known])), min(_FARTHEST, max([1.0, *known]))]
     scale = alt.Scale(domain=domain, nice=True)
     bars = base.mark_bar(opacity=0.75, clip=True).encode(
-        x=alt.X("share", type="quantitative", title="share of DPO's loss reduction", scale=scale),
+        x=alt.X(
+            "share",
+            type="quantitative",
+            title="share of DPO's loss reduction",
+            scale=scale,
+            axis=alt.Axis(tickCount=8, labelFlush=False, labelOverlap=True),
+        ),
         color=color_by("series", legend),
         tooltip=tooltips({"label": "model", "series": "loss", "share": "share"}, {"share": ".3~g"}),
     )

@@ -27,7 +27,14 @@ from gonio.site.numbers import chart_number, is_missing, rows_of, show
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FIRST_STUDY", "first_study", "overlap_figure", "step_figure", "width_figure"]
+__all__ = [
+    "FIRST_STUDY",
+    "cited",
+    "first_study",
+    "overlap_figure",
+    "step_figure",
+    "width_figure",
+]
 
 FIRST_STUDY = "first study"
 
@@ -76,7 +83,7 @@ def width_figure(entry: SiteRecord) -> Figure | None:
             "Points: mean over the updates and seeds of a model; bars: Student's interval over "
             "seeds, cut off at the edge where few seeds leave it wider than the chart. Ticks: "
             "random factors of the same shapes. Series are moved a little sideways. "
-            f"{says} {_cited('stable_rank')}"
+            f"{says} {cited('stable_rank')}"
         ),
         panels=(Panel("", _width_chart(rows, legend, words)),),
         table=table_from_rows(rows, _WIDTH_HEADINGS),
@@ -127,7 +134,7 @@ def step_figure(entry: SiteRecord) -> Figure | None:
             "Mean over the updates of a training at each measured step; dashed: random factors of "
             "the same shapes and rank. The table compares the first measured step with the last: "
             "the change has a bootstrap interval over layers. A run of another length or rate may "
-            "end elsewhere."
+            f"end elsewhere. {_reading(entry)}"
         ),
         panels=tuple(panels),
         table=table_from_rows(transients, _STEP_HEADINGS),
@@ -137,6 +144,13 @@ def step_figure(entry: SiteRecord) -> Figure | None:
     )
 
 
+def _reading(entry: SiteRecord) -> str:
+    """What the record concludes about the course of the stable rank, in its own words."""
+    found = [v.value for v in entry.measurement.record.values if v.name == _TRANSIENT]
+    return str(found[0]) if found else ""
+
+
+_TRANSIENT = "is_the_stable_rank_a_transient"
 _STEP_HEADINGS = {
     "cell": "training",
     "first_step": "first step",
@@ -197,7 +211,7 @@ def overlap_figure(entry: SiteRecord) -> Figure | None:
         caption=(
             "Right (input) side: overlap of the update's top k directions with the base weight's, "
             "over what random subspaces give (chance is 1), mean over the projections of a layer. "
-            f"Each trace is one training. {_cited('overlap')}"
+            f"Each trace is one training. {cited('overlap')}"
         ),
         panels=tuple(panels),
         table=table_from_rows(table, _OVERLAP_HEADINGS),
@@ -248,7 +262,8 @@ def _trends(entry: SiteRecord) -> str:
     return f"Trend over models: {slopes}. {shown[0]['says']}."
 
 
-def _cited(part: str) -> str:
+def cited(part: str) -> str:
+    """Where the first study's numbers of a figure come from, as a sentence."""
     found = first_study()
     return (
         f"{FIRST_STUDY.capitalize()}: {found['url']} ({', '.join(found[part]['files'])}); "
