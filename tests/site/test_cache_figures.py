@@ -94,6 +94,6 @@ def test_records_without_the_tables_have_no_such_figures():
             ]
         )
     )
-    assert evaluation_figures(empty) == [None, None, None]
+    assert evaluation_figures(empty) == [None] * 7
     with pytest.raises(RecordError, match="has no column"):
         recall_figure(entry(recall=recall_table().drop(columns="nll")))

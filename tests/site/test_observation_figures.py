@@ -37,6 +37,11 @@ def drawn(panel) -> list[dict]:
     return [row for rows in json.loads(panel.json)["datasets"].values() for row in rows]
 
 
+def measured(panel) -> list[dict]:
+    """The rows of a heat map that have a value."""
+    return [row for row in drawn(panel) if "per_window" in row]
+
+
 def test_every_table_of_an_observation_has_a_figure(tables):
     figures = observation_figures(entry_of(tables))
     assert [figure.name for figure in figures] == [
@@ -152,13 +157,25 @@ def test_spectra_of_zero_heads_are_left_out(tables):
 
 def test_sinks_are_placed_by_position_then_by_token(tables):
     figure = sink_figure(entry_of(tables))
-    rows = drawn(figure.panels[0])
+    rows = measured(figure.panels[0])
     places = list(dict.fromkeys(row["place"] for row in rows))
     assert places == ["position 0", "later ' the'", "later '\\n'"]
     assert {row["held"] for row in rows if row["place"] == "later ' the'"} == {0.2}
     assert "position 0 in 3" in figure.description
     spec = json.loads(figure.panels[0].json)
-    assert spec["encoding"]["x"]["scale"]["domain"] == [0, 1, 2, 3]  # layer 0 has no sink
+    for layer in spec["layer"]:  # layer 0 has no sink
+        assert layer["encoding"]["x"]["scale"]["domain"] == [0, 1, 2, 3]
+
+
+def test_places_within_the_threshold_are_drawn_and_say_so(tables):
+    """Every place has a cell in every layer: a value, or gray with words."""
+    for figure in (sink_figure(entry_of(tables)), outlier_figure(entry_of(tables))):
+        rows = drawn(figure.panels[0])
+        cells = [(row["place"], row["layer"]) for row in rows]
+        assert len(cells) == len(set(cells)) == 4 * len({place for place, _ in cells})
+        blank = [row for row in rows if "per_window" not in row]
+        assert {row["layer"] for row in blank} == {0}
+        assert {row["value"] for row in blank} == {figure.chance} == {"within the threshold"}
 
 
 def test_rare_tokens_are_one_place_with_means_weighted_by_count(tables):
@@ -170,7 +187,7 @@ def test_rare_tokens_are_one_place_with_means_weighted_by_count(tables):
         {**extra[0], "token": "rarer", "found": 3, "per_window": 0.3, "value": 0.5},
     ]
     tables["sinks"] = pd.DataFrame(extra).astype({"position": "Int64"})
-    rows = drawn(sink_figure(entry_of(tables)).panels[0])
+    rows = measured(sink_figure(entry_of(tables)).panels[0])
     assert [row["place"] for row in rows][-1] == "other later tokens"
     assert rows[-1]["value"] == pytest.approx((0.9 + 3 * 0.5) / 4)
     assert rows[-1]["held"] == pytest.approx(0.6 * 0.4)
@@ -179,7 +196,7 @@ def test_rare_tokens_are_one_place_with_means_weighted_by_count(tables):
 def test_outliers_are_drawn_in_octaves(tables):
     figure = outlier_figure(entry_of(tables))
     assert [panel.title for panel in figure.panels] == ["norms of keys"]
-    for row in drawn(figure.panels[0]):
+    for row in measured(figure.panels[0]):
         assert row["octaves"] == pytest.approx(math.log2(row["value"]), rel=1e-5)
 
 
@@ -187,11 +204,11 @@ def test_zero_vectors_have_the_strongest_color(tables):
     sinks = tables["sinks"]
     is_first = (sinks["criterion"] == "key_norm") & (sinks["layer"] == 1)
     sinks.loc[is_first, "value"] = 0.0
-    rows = drawn(outlier_figure(entry_of(tables)).panels[0])
+    rows = measured(outlier_figure(entry_of(tables)).panels[0])
     strongest = min(row["octaves"] for row in rows)
     assert {row["octaves"] for row in rows if row["value"] == 0} == {strongest}
     sinks.loc[sinks["criterion"] == "key_norm", "value"] = 0.0
-    rows = drawn(outlier_figure(entry_of(tables)).panels[0])
+    rows = measured(outlier_figure(entry_of(tables)).panels[0])
     for row in rows:
         assert row["octaves"] == pytest.approx(-math.log2(3), rel=1e-5)
 

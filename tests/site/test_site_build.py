@@ -2,17 +2,28 @@
 
 import json
 import math
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from gonio.errors import MissingDependencyError, OutputError, RecordError
+from gonio.errors import (
+    MissingDependencyError,
+    OutputError,
+    RecordError,
+    SettingError,
+    TheoremError,
+)
 from gonio.records import make_measurement, write_measurement
 from gonio.site import build_site, dependencies
 from gonio.site.build import MARKER
 from gonio.site.environment import PAGES
 from gonio.site.interchange import read_json, to_json
+from gonio.site.status_export import STATUS_FILE
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -56,6 +67,63 @@ def test_records_on_disk_and_in_memory_give_the_same_site(site, records, tmp_pat
     files = sorted((site / "records").glob("*.json"))
     read_back = build_site(files, tmp_path / "read-back").parent
     assert contents(read_back) == contents(site)
+
+
+def test_nothing_around_the_build_shows_in_it(site, records, tmp_path):
+    """Another process, hash seed, folder, locale, time zone, order and age of files: same bytes."""
+    for place, measurement in enumerate(reversed(records)):
+        folder = write_measurement(measurement, tmp_path / f"r{place}")
+        for path in tmp_path.rglob("*"):
+            os.utime(path, (86400 * place, 86400 * place))
+        assert folder
+    code = "import sys; from gonio.site import build_site; build_site(sys.argv[2:], sys.argv[1])"
+    settings = {"PYTHONHASHSEED": "4711", "TZ": "Asia/Tokyo", "LC_ALL": "C", "LANG": "C"}
+    folders = [f"r{place}" for place in (3, 0, *range(4, len(records)), 2, 1)]
+    subprocess.run(
+        [sys.executable, "-c", code, "out", *folders],
+        cwd=tmp_path,
+        env=os.environ | settings | {"SOURCE_DATE_EPOCH": "1"},
+        check=True,
+    )
+    assert contents(tmp_path / "out") == contents(site)
+
+
+def test_a_site_without_records_takes_its_date_from_outside(monkeypatch, tmp_path):
+    """SOURCE_DATE_EPOCH where no record has a date; never the clock."""
+    foot = {}
+    for seconds in ("", "86400"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", seconds)
+        page = build_site([], tmp_path / f"site{seconds}")
+        foot[seconds] = page.read_text(encoding="utf-8").split("<footer")[1]
+    assert "1970-01-02T00:00:00+00:00" in foot["86400"]
+    assert "newest" not in foot[""]
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "yesterday")
+    with pytest.raises(SettingError, match="SOURCE_DATE_EPOCH is 'yesterday'"):
+        build_site([], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_figures_keep_their_anchors_when_a_record_is_added(make, tmp_path):
+    """A second record of a kind gets anchors of its own, whatever comes first."""
+    one, two, three = (make.records(layers, 2, 5)[7] for layers in (2, 3, 4))
+    anchors = []
+    for number, measurements in enumerate([[one, two], [one, two, three]]):
+        text = (build_site(measurements, tmp_path / str(number)).parent / "caches.html").read_text()
+        named = set(re.findall(r'id="figure-([\w-]+)"', text))
+        anchors.append({name for name in named if "key-geometry" in name})
+    assert anchors[0]
+    assert all("key-geometry" in name for name in anchors[1])
+    assert len(anchors[1]) == 2 * len(anchors[0])
+
+
+def test_two_files_of_statuses_are_refused(site, tmp_path):
+    content = json.loads((site / STATUS_FILE).read_text(encoding="utf-8"))
+    (tmp_path / "other.json").write_text(json.dumps(content | {"gonio": "0.0.0"}))
+    with pytest.raises(RecordError, match="a second file of theorem statuses"):
+        build_site([site / STATUS_FILE, tmp_path / "other.json"], tmp_path / "out")
+    (tmp_path / "other.json").write_text(json.dumps(content | {"trust": "me"}))
+    with pytest.raises(TheoremError, match="trust: Extra inputs"):
+        build_site([tmp_path / "other.json"], tmp_path / "out")
 
 
 def test_another_record_gives_another_site(site, records, tmp_path):

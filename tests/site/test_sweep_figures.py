@@ -33,6 +33,8 @@ def sweep(recommended=4, **tables):
             "form": list(FORMULAS),
             "formula": list(FORMULAS.values()),
             "limit": 1.0,
+            "limit_low": [np.nan, 0.9, 0.8],
+            "limit_high": [np.nan, 1.1, 1.5],
             "amplitude": -0.5,
             "shape": [np.nan, 1.0, 3.0],
         }
@@ -68,6 +70,7 @@ def test_points_and_curves_are_drawn_where_they_have_values():
         float(curve_values("exponential", [8], 1.0, -0.5, 3.0)[0]), rel=1e-5
     )
     assert "too few" in figure.description
+    assert "1 for a + c / log r; 1 (0.9 to 1.1) for a + c r^-b; 1 (0.8 to 1.5)" in figure.caption
 
 
 def test_the_spectrum_gives_a_second_panel():

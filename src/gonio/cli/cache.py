@@ -15,7 +15,7 @@ from gonio.cli.cache_codecs import calibrate, fold
 from gonio.cli.cache_compare import compare
 from gonio.cli.cache_generate import generate
 from gonio.cli.lengths import LENGTHS
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
 
 if TYPE_CHECKING:
     pass
@@ -76,6 +76,7 @@ def cache() -> None:
 @click.argument("model")
 @_with(_TEXT, _CALIBRATION, _EVALUATION, _WINDOW, _ITERATIONS, _SEED)
 @output_options
+@plot_option
 def observe(
     model: str,
     text: str,
@@ -96,7 +97,7 @@ def observe(
     \b
     Example:
       gonio cache observe smollm2-135m
-      gonio cache observe smollm2-135m --csv > heads.csv
+      gonio cache observe smollm2-135m --csv > heads.csv --plot cosines.html
     """
     from gonio.cli.observe_views import observation_views
     from gonio.pipelines.bench import TokenBudget, open_bench
@@ -150,6 +151,7 @@ def observe(
 )
 @_with(_TEXT, _EVALUATION, _WINDOW, _SEED)
 @output_options
+@plot_option
 def evaluate(
     model: str,
     codecs: tuple[Path, ...],

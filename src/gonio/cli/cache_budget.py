@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,8 +23,9 @@ _TIERS = {"transform": "fixed", "entropy": "entropy"}  # by method
 _CALIBRATION = 6144  # two thirds of it fit codecs, the rest is held out
 _EVALUATION = 3072
 _OWN = ("bits", "value_method", "value_bits", "rotation", "centering", "iterations")
-_WEIGHTED = ("metric", "budget", "floor", "dead_zone", "states", "spread", "held_out_tokens")
-_REFUSED = (*_OWN, "correction_rank", "exceptions", "recent", *_WEIGHTED)
+_WEIGHTED = ("metric", "budget", "floor", "dead_zone", "states", "held_out_tokens")
+_PLACES = ("spread", "context")
+_REFUSED = (*_OWN, "correction_rank", "exceptions", "recent", *_WEIGHTED, *_PLACES)
 _TARGET = click.FloatRange(min=1, min_open=True)
 
 
@@ -61,6 +62,7 @@ _TARGET = click.FloatRange(min=1, min_open=True)
 @click.option("--window", type=click.IntRange(min=16), default=512, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @output_options
+@plot_option
 def allocate(
     model: str,
     bits: float | None,
@@ -128,6 +130,7 @@ def accept_target(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @output_options
+@plot_option
 def _calibrate_to_target(
     model: str, out: Path, target: float, output: Output, overwrite: bool, **chosen: Any
 ) -> None:

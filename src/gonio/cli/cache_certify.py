@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +59,7 @@ _SHOWN = 10  # heads of the table for people
     "the budget on them; without it they are left out.",
 )
 @output_options
+@plot_option
 def certify(
     model: str,
     codec_file: Path,

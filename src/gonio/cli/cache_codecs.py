@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gonio.cli.cache_budget import accept_target
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar, refuse_existing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +71,12 @@ _METHODS = ("sign", "residual_sign", "scalar", "affine", "transform", "entropy",
     help="Spread the calibration windows over that many first tokens of the text.",
 )
 @click.option(
+    "--context",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Positions to spread the windows over: as many as the cache is to hold.  [--window]",
+)
+@click.option(
     "--held-out-tokens",
     type=click.IntRange(min=0),
     default=2048,
@@ -83,6 +89,7 @@ _METHODS = ("sign", "residual_sign", "scalar", "affine", "transform", "entropy",
 @_SEED
 @accept_target
 @output_options
+@plot_option
 def calibrate(
     model: str,
     out: Path,
@@ -98,6 +105,7 @@ def calibrate(
     correction_rank: int | None,
     exceptions: int | None,
     spread: int,
+    context: int,
     held_out_tokens: int,
     text: str,
     calibration_tokens: int,
@@ -113,6 +121,9 @@ def calibrate(
     given. Prints bits per element with every stored byte counted. --metric, --budget, --floor,
     --dead-zone and --states are for transform and entropy, for keys and values alike; their record
     says by layer how far errors on held-out text are above the limits of rate-distortion theory.
+
+    Keys are coded after rotary embedding: a codec serves the positions it was calibrated at. For
+    contexts longer than --window give --context.
 
     \b
     Example:
@@ -143,7 +154,8 @@ def calibrate(
     options = {name: value for name, value in chosen.items() if value is not None}
     options |= _weighted_options(method, value_method, weighted)
     needs_limits = bool({method, value_method} & {"transform", "entropy"})
-    budget = TokenBudget(calibration_tokens, held_out_tokens if needs_limits else 0, window, spread)
+    held_out = held_out_tokens if needs_limits else 0
+    budget = TokenBudget(calibration_tokens, held_out, window, spread, context)
     with progress_bar("loading the model") as progress:
         bench = open_bench(model, text, budget)
         codec, found = calibrate_cache(

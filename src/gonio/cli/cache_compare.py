@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +81,7 @@ def _words(_context: click.Context, _option: click.Parameter, text: str) -> tupl
 )
 @click.option("--seed", default=0, show_default=True)
 @output_options
+@plot_option
 def compare(
     model: str,
     codecs: tuple[Path, ...],

@@ -1,17 +1,19 @@
-"""The same three output options on every command, and how measurements are printed.
+"""The same output options on every command, and how measurements are printed and plotted.
 
 Without options a measurement is printed as tables that fit 80 columns; ``--json`` prints the
-whole record and its tables at full precision; ``--csv`` prints the main table.
+whole record and its tables at full precision; ``--csv`` prints the main table. Commands whose
+results are worth looking at draw them too, into the file of ``--plot``.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from gonio.records import Measurement, Value
 
-__all__ = ["Output", "ProgressCallback", "output_options", "progress_bar"]
+__all__ = ["Output", "ProgressCallback", "output_options", "plot_option", "progress_bar"]
 
 ProgressCallback = Callable[[str, int, int], None]  # what is done, steps done, steps in all
 
@@ -39,10 +41,12 @@ class Output:
     Attributes:
         form: ``text``, ``json`` or ``csv``.
         path: File to write instead of standard output.
+        plot: File to draw measurements into.
     """
 
     form: str = "text"
     path: Path | None = None
+    plot: Path | None = None
 
     def write(
         self,
@@ -51,6 +55,8 @@ class Output:
         main_table: str | None = None,
     ) -> None:
         """Print a measurement: values and condensed tables, or JSON, or the main table as CSV.
+
+        Then draw it, where ``--plot`` was given: what was printed stays if it cannot be drawn.
 
         Args:
             measurement: Record and tables.
@@ -72,6 +78,10 @@ class Output:
             parts += [_paragraph(f"{v.name.replace('_', ' ')}: {v.value}") for v in sentences]
             parts += [_render(title, _frame_table(table)) for title, table in tables]
             self._emit("\n".join(parts))
+        if self.plot is not None:
+            from gonio.site.record_plots import plot_measurement
+
+            plot_measurement(measurement, self.plot)
 
     def write_table(
         self, title: str, table: pd.DataFrame, columns: Sequence[str] | None = None
@@ -122,6 +132,33 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
+def plot_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--plot FILE``; stands below :func:`output_options`, whose ``output`` then draws.
+
+    A file that exists or whose suffix names no format is refused before the command starts.
+    """
+
+    @click.option(
+        "--plot",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Draw the result into FILE: .html (interactive), .png or .svg.",
+        metavar="FILE",
+    )
+    @wraps(command)
+    def wrapper(
+        *args: Any, plot: Path | None, output: Output, overwrite: bool, **kwargs: Any
+    ) -> Any:
+        if plot is not None:
+            from gonio.site.record_plots import require_plottable
+
+            refuse_existing(require_plottable(plot), overwrite)
+        if _accepts_overwrite(command):
+            kwargs["overwrite"] = overwrite
+        return command(*args, output=replace(output, plot=plot), **kwargs)
+
+    return wrapper
+
+
 def refuse_existing(path: Path | None, overwrite: bool) -> None:
     """Refuse to write over ``path`` unless asked to.
 
@@ -135,7 +172,8 @@ def refuse_existing(path: Path | None, overwrite: bool) -> None:
 
 
 def _accepts_overwrite(command: Callable[..., Any]) -> bool:
-    return "overwrite" in command.__code__.co_varnames[: command.__code__.co_argcount]
+    """Whether the command, or the wrapper around it, has a parameter of that name."""
+    return "overwrite" in inspect.signature(command, follow_wrapped=False).parameters
 
 
 @contextmanager

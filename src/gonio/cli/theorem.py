@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar, refuse_existing
+from gonio.cli.output import Output, output_options, plot_option, progress_bar, refuse_existing
 from gonio.cli.theorem_lean import lean
 from gonio.cli.theorem_status import counts, status
 
@@ -82,6 +82,7 @@ def show(name: str, output: Output) -> None:
 @click.option("--examples", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @output_options
+@plot_option
 @click.pass_context
 def check(
     ctx: click.Context,

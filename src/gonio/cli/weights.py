@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gonio.cli.output import Output, output_options, progress_bar
+from gonio.cli.output import Output, output_options, plot_option, progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +70,7 @@ def weights() -> None:
 )
 @_SEED
 @output_options
+@plot_option
 def measure(
     model: str,
     layers: str | None,

@@ -58,6 +58,7 @@ def calibrate(
     sinks: int = 0,
     recent: int = 0,
     window: int = 512,
+    context: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
     **options: Unpack[CodecOptions],
@@ -77,6 +78,9 @@ def calibrate(
         sinks: First tokens the cache keeps raw.
         recent: Most recent tokens the cache keeps raw.
         window: Tokens per calibration window when ``token_ids`` is one run.
+        context: Positions the windows are spread over, up to the model's limit. Keys are coded
+            after RoPE, so a codec serves the positions it was calibrated at; 0 leaves all windows
+            at the start.
         seed: Seed of random rotations and starts.
         progress: Called with (what, done, total).
         **options: Options of the key method, see :class:`CodecOptions`.
@@ -103,16 +107,27 @@ def calibrate(
     plan = _plan(settings, options)  # a wrong setting fails before the model runs
     windows = token_ids if token_ids.ndim == 2 else token_windows(token_ids, window)
     samples = (
-        collect_metrics(model, windows, skip=max(SINK_TOKENS, sinks), seed=seed, progress=progress)
+        collect_metrics(
+            model,
+            windows,
+            skip=max(SINK_TOKENS, sinks),
+            context=context,
+            seed=seed,
+            progress=progress,
+        )
         if any(name in TRANSFORMS for name, _, _ in plan.values())
-        else collect_cache(model, windows, progress=progress)
+        else collect_cache(model, windows, context=context, progress=progress)
     )
     return calibrate_from_samples(
         samples,
         sinks=sinks,
         recent=recent,
         seed=seed,
-        provenance={"calibration_tokens": windows.numel(), "window": windows.shape[1]},
+        provenance={
+            "calibration_tokens": windows.numel(),
+            "window": windows.shape[1],
+            "positions": max(context, windows.shape[1]),
+        },
         progress=progress,
         **settings,  # type: ignore[arg-type]  # the arguments of the same names
         **options,

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 from gonio.errors import SettingError, ShapeError
+from gonio.kvcache.positions import check_context, window_positions
 from gonio.models.attention import AttentionLayout, attention_layout
 
 if TYPE_CHECKING:
@@ -98,7 +99,11 @@ def collect_keys(
 
 
 def collect_cache(
-    model: PreTrainedModel, windows: Tensor, *, progress: Progress | None = None
+    model: PreTrainedModel,
+    windows: Tensor,
+    *,
+    context: int = 0,
+    progress: Progress | None = None,
 ) -> CacheSamples:
     """Run windows of text through a model and keep every key and value.
 
@@ -108,10 +113,12 @@ def collect_cache(
     Args:
         model: A decoder whose layers keep keys and values.
         windows: Token ids ``(num_windows, window_length)``.
+        context: Positions the windows are spread over; 0 leaves all at the start.
         progress: Called with (what, windows done, windows).
 
     Raises:
         ShapeError: ``windows`` is not two-dimensional.
+        SettingError: The model has no positions for this context.
         ModelError: The model's attention is not supported.
     """
     layout = attention_layout(model.config)
@@ -126,7 +133,7 @@ def collect_cache(
     def store(index: int, layer: int, key: Tensor, value: Tensor) -> None:
         keys[layer][index], values[layer][index] = key, value
 
-    _run(model, windows, layout, store, "observing keys and values", progress)
+    _run(model, windows, layout, store, "observing keys and values", progress, context)
     return CacheSamples(layout, keys, torch.arange(length), values)
 
 
@@ -152,15 +159,19 @@ def _run(
     receive: Receiver,
     what: str,
     progress: Progress | None,
+    context: int = 0,
 ) -> None:
     """Call ``receive(window, layer, keys, values)``, both ``(num_kv_heads, tokens, dim)``."""
-    for index, window in enumerate(windows):
+    check_context(model.config, context)
+    places = window_positions(windows.shape[0], windows.shape[1], context)
+    for index, (window, place) in enumerate(zip(windows, places, strict=True)):
         hand_on = [partial(receive, index, layer) for layer in range(layout.num_layers)]
         model(
             input_ids=window[None].to(model.device),
             past_key_values=Cache([_WatchedLayer(to_layer) for to_layer in hand_on]),
             use_cache=True,
             logits_to_keep=1,
+            **({} if place is None else {"position_ids": place.to(model.device)}),
         )
         if progress is not None:
             progress(what, index + 1, len(windows))

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from gonio.errors import ModelError, ShapeError
 from gonio.kvcache.capture import AttentionCall, captured_attention
+from gonio.kvcache.positions import check_context, window_positions
 from gonio.kvcache.samples import CacheSamples
 from gonio.models.attention import AttentionLayout, attention_layout
 
@@ -87,6 +88,7 @@ def collect_metrics(
     windows: Tensor,
     *,
     skip: int = 4,
+    context: int = 0,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> MetricSamples:
@@ -96,17 +98,20 @@ def collect_metrics(
         model: A decoder in evaluation mode whose attention uses transformers' interface.
         windows: Token ids ``(num_windows, window_length)``.
         skip: First tokens of a window left out of the metrics: sinks.
+        context: Positions the windows are spread over; 0 leaves all at the start.
         seed: Seed of the tokens drawn from the model's predictions.
         progress: Called with (what, windows done, windows).
 
     Raises:
         ShapeError: ``windows`` is not two-dimensional, or no longer than ``skip``.
+        SettingError: The model has no positions for this context.
         ModelError: The model's attention is not supported, or its output projection not found.
     """
     if windows.ndim != 2 or windows.shape[1] <= skip:
         raise ShapeError(
             f"windows must be (num_windows, length > {skip}), found {tuple(windows.shape)}"
         )
+    check_context(model.config, context)
     layout = attention_layout(model.config)
     projections = _projection_metrics(model, layout)  # fails before the model runs
     sums = _Sums(layout, windows.shape, skip)
@@ -115,8 +120,9 @@ def collect_metrics(
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        for index, window in enumerate(windows):
-            sums.add(index, _gradients(model, window, generator))
+        places = window_positions(windows.shape[0], windows.shape[1], context)
+        for index, (window, place) in enumerate(zip(windows, places, strict=True)):
+            sums.add(index, _gradients(model, window, place, generator))
             if progress is not None:
                 progress("observing what errors cost", index + 1, len(windows))
     finally:
@@ -135,7 +141,7 @@ def collect_metrics(
 
 
 def _gradients(
-    model: PreTrainedModel, window: Tensor, generator: torch.Generator
+    model: PreTrainedModel, window: Tensor, place: Tensor | None, generator: torch.Generator
 ) -> list[AttentionCall]:
     """Attention calls of one window whose keys and values hold the gradient."""
     calls: list[AttentionCall] = []
@@ -149,7 +155,8 @@ def _gradients(
     with torch.enable_grad(), captured_attention(model, receive):
         embedded = model.get_input_embeddings()(window[None].to(model.device))
         embedded = embedded.detach().requires_grad_(True)
-        logits = model(inputs_embeds=embedded, use_cache=False).logits[0].float()
+        at = {} if place is None else {"position_ids": place.to(model.device)}
+        logits = model(inputs_embeds=embedded, use_cache=False, **at).logits[0].float()
         shares = logits.detach().softmax(dim=-1).cpu()
         drawn = torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
         cross_entropy(logits, drawn, reduction="sum").backward()

@@ -32,12 +32,14 @@ class TokenBudget:
         spread: First tokens of the text that the calibration windows are spread over evenly; 0
             takes them one after another from the front. A few neighboring pages are narrower than
             a text, and what is calibrated on them fits other texts worse.
+        context: Positions that the calibration windows are spread over; 0 leaves all at the start.
     """
 
     calibration: int = 4096
     evaluation: int = 3072
     window: int = 512
     spread: int = 0
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Bench:
         evaluation: Token ids ``(num_windows, window)``, disjoint from ``calibration``.
         inputs: Name and hash of the weights and the text, for records.
         spread: First tokens of the text that ``calibration`` was picked from; 0 for all of them.
+        context: Positions that the calibration windows are to be spread over.
     """
 
     source: str
@@ -65,6 +68,7 @@ class Bench:
     evaluation: Tensor
     inputs: tuple[InputFile, ...]
     spread: int = 0
+    context: int = 0
 
 
 def open_bench(source: str | Path, text: str | Path, budget: TokenBudget) -> Bench:
@@ -98,6 +102,7 @@ def open_bench(source: str | Path, text: str | Path, budget: TokenBudget) -> Ben
         evaluation=_windows(split.evaluation, budget.window),
         inputs=(*inputs, text_input(loaded_text.name, loaded_text.text)),
         spread=budget.spread,
+        context=budget.context,
     )
 
 

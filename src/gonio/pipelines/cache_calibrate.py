@@ -64,7 +64,7 @@ def calibrate_cache(
     if samples is None:
         needs_metrics = {chosen.get("method"), chosen.get("value_method")} & set(TRANSFORMS)
         collect = collect_metrics if needs_metrics else collect_cache
-        samples = collect(bench.model, bench.calibration, progress=progress)
+        samples = collect(bench.model, bench.calibration, context=bench.context, progress=progress)
     codec = calibrate_from_samples(
         samples,
         seed=seed,
@@ -100,6 +100,7 @@ def _provenance(bench: Bench) -> dict[str, Any]:
         "text_sha256": bench.text_sha256,
         "calibration_tokens": max(read, bench.spread),
         "window": bench.calibration.shape[1],
+        "positions": max(bench.context, bench.calibration.shape[1]),
     }
     return facts | ({"calibration_read": read} if bench.spread else {})
 
@@ -120,7 +121,9 @@ def _limits(
 ) -> pd.DataFrame:
     """Excess over the limits by part and layer, on text that calibration did not read."""
     skip = max(SINK_TOKENS, codec.sinks)
-    seen = collect_metrics(bench.model, held_out, skip=skip, seed=seed, progress=progress)
+    seen = collect_metrics(
+        bench.model, held_out, skip=skip, context=bench.context, seed=seed, progress=progress
+    )
     found = {
         part: excess_over_limit(codec.of(part), seen, part, skip) for part in _weighted_parts(codec)
     }

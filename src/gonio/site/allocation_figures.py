@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import (
+    are_bounded,
     chance_rule,
     color_by,
     data_of,
@@ -194,5 +195,6 @@ def _quality_chart(
         )
     )
     marks = series_marks(base, "policy", legend)
-    chart = alt.layer(chance_rule(1.0), intervals, *marks).add_params(focus_param())
+    bounds = [intervals] if are_bounded(rows) else []
+    chart = alt.layer(chance_rule(1.0), *bounds, *marks).add_params(focus_param())
     return finish(chart, height=280, description=words)

@@ -17,7 +17,10 @@ from gonio.site.charts import (
     tooltips,
 )
 from gonio.site.collection import SiteRecord
+from gonio.site.degradation_figures import context_figure, pairs_figure
 from gonio.site.figure import DataTable, Figure, Panel, pivot_table, table_from_rows
+from gonio.site.memory_figures import allocation_check_figure, memory_breakdown_figure
+from gonio.site.method_names import METHODS, PROTOCOLS, method_name, protocol_name
 from gonio.site.numbers import chart_number, is_missing, rows_of, show, show_range
 
 if TYPE_CHECKING:
@@ -30,14 +33,6 @@ _COLUMNS = (
     *("perplexity", "perplexity_low", "perplexity_high", "perplexity_ratio"),
     *("logit_kl", "same_top1", "scored_tokens", "context_length"),
 )
-_METHODS = {
-    "full": "full precision",
-    "sign-learned": "1 bit, learned rotation",
-    "sign-hadamard": "1 bit, random Hadamard",
-    "sign-haar": "1 bit, random rotation",
-    "sign-none": "1 bit, no rotation",
-    "zeros": "zeros (keeps nothing)",
-}
 _RECALL = ("method", "context_length", "depth", "is_present")
 _RECALL_HEADINGS = {
     "method": "method",
@@ -50,10 +45,6 @@ _RECALL_HEADINGS = {
     "nll": "NLL (nats per token)",
 }
 _MIB = 2.0**20
-_PROTOCOLS = {
-    "teacher-forced": "all tokens encoded (teacher-forced)",
-    "cache": "through a cache (prefill, then chunks)",
-}
 _TOLD = {
     "bits_per_element": "bits per element",
     "perplexity": "perplexity",
@@ -74,7 +65,11 @@ def evaluation_figures(entry: SiteRecord) -> list[Figure | None]:
     Raises:
         RecordError: A table lacks a column, or the record has no table of methods.
     """
-    return [perplexity_figure(entry), recall_figure(entry), memory_figure(entry)]
+    makers = (
+        *(perplexity_figure, context_figure, pairs_figure, recall_figure),
+        *(memory_figure, memory_breakdown_figure, allocation_check_figure),
+    )
+    return [make(entry) for make in makers]
 
 
 def perplexity_figure(entry: SiteRecord) -> Figure | None:
@@ -89,7 +84,7 @@ def perplexity_figure(entry: SiteRecord) -> Figure | None:
     frame = _sorted(entry.table("methods", _COLUMNS))
     if not len(frame):
         return None
-    legend = tuple(_PROTOCOLS.get(p, p) for p in dict.fromkeys(frame["protocol"]))
+    legend = tuple(protocol_name(p) for p in dict.fromkeys(frame["protocol"]))
     rows = [_row(row) for row in rows_of(frame)]
     drawn = [row for row in rows if row["perplexity"] is not None and row["perplexity"] > 0]
     methods = tuple(dict.fromkeys(row["method"] for row in rows))
@@ -125,7 +120,7 @@ def recall_figure(entry: SiteRecord) -> Figure | None:
         return None
     frame = entry.table("recall", (*_RECALL, *_RECALL_HEADINGS))
     rows = [_named(row) for row in rows_of(frame)]
-    absent = [row for row in rows if not row["is_present"] and row["method"] == _METHODS["full"]]
+    absent = [row for row in rows if not row["is_present"] and row["method"] == METHODS["full"]]
     found = [row for row in rows if row["is_present"]]
     if not found:
         return None
@@ -171,9 +166,9 @@ def memory_figure(entry: SiteRecord) -> Figure | None:
     frame = entry.table("memory", ("method", "seq_len", "total_bytes", "bf16_bytes"))
     if not len(frame):
         return None
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
-            "method": _METHODS.get(row["method"], row["method"]),
+            "method": method_name(row["method"]),
             "seq_len": int(row["seq_len"]),
             "mib": chart_number(row["total_bytes"] / _MIB),
             "exact": chart_number(row["bf16_bytes"] / _MIB),
@@ -209,7 +204,7 @@ def memory_figure(entry: SiteRecord) -> Figure | None:
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     """Methods from exact to useless, unknown ones last; the teacher-forced protocol first."""
-    methods, protocols = list(_METHODS), list(_PROTOCOLS)
+    methods, protocols = list(METHODS), list(PROTOCOLS)
     order = frame.assign(
         _method=[_place(methods, name) for name in frame["method"]],
         _protocol=[_place(protocols, name) for name in frame["protocol"]],
@@ -225,8 +220,8 @@ def _place(names: Sequence[str], name: str) -> int:
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     numbers = ("perplexity", "perplexity_low", "perplexity_high", "bits_per_element", "logit_kl")
     return {
-        "method": _METHODS.get(row["method"], row["method"]),
-        "protocol": _PROTOCOLS.get(row["protocol"], row["protocol"]),
+        "method": method_name(row["method"]),
+        "protocol": protocol_name(row["protocol"]),
         "is_full": row["method"] == "full",
         **{name: chart_number(row[name]) for name in numbers},
     }
@@ -286,7 +281,7 @@ def _chart(
 def _table(frame: pd.DataFrame) -> DataTable:
     rows = tuple(
         (
-            _METHODS.get(row["method"], row["method"]),
+            method_name(row["method"]),
             row["protocol"],
             show(row["bits_per_element"]),
             show(row["side_bits_per_element"]),
@@ -308,7 +303,7 @@ def _share(value: Any) -> str:
 
 
 def _named(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {**row, "method": _METHODS.get(row["method"], row["method"])}
+    return {**row, "method": method_name(row["method"])}
 
 
 def _say_recall(rows: Sequence[Mapping[str, Any]], legend: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    shape_by,
     tooltips,
 )
 from gonio.site.collapse_figures import STAGES
@@ -162,7 +163,9 @@ def _spectrum_chart(
 ) -> dict[str, Any]:
     import altair as alt
 
+    ticks = [2**n for n in range(dim.bit_length())]
     kept = set(np.unique(np.geomspace(1, dim, _MOST_POINTS).round()).astype(int).tolist())
+    kept |= set(ticks)
     lines, middles = (
         [
             {**row, "share": chart_number(row["share"])}
@@ -173,7 +176,6 @@ def _spectrum_chart(
             (medians, ["depth", "rank", "share"]),
         )
     )
-    ticks = [2**n for n in range(dim.bit_length())]
     x = alt.X(
         "rank",
         type="quantitative",
@@ -208,7 +210,19 @@ def _spectrum_chart(
         .mark_line(strokeWidth=2.2)
         .encode(x=x, y=y, color=color_by("depth", legend), opacity=focus_opacity("depth"))
     )
-    chart = alt.layer(chance_rule(1 / dim), thin, thick).add_params(focus_param())
+    # Shapes tell the thirds apart without color, at the ticks, where they do not hide the lines.
+    dots = (
+        alt.Chart(data_of([row for row in middles if row["rank"] in ticks]))
+        .mark_point(filled=True, size=40)
+        .encode(
+            x=x,
+            y=y,
+            color=color_by("depth", legend),
+            shape=shape_by("depth", legend),
+            opacity=focus_opacity("depth"),
+        )
+    )
+    chart = alt.layer(chance_rule(1 / dim), thin, thick, dots).add_params(focus_param())
     return finish(chart, height=260, description=words)
 
 

@@ -6,11 +6,13 @@ chance carries the style ``chance`` (dashed, neutral), which the page defines fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
     "SHAPES",
+    "are_bounded",
     "chance_band",
     "chance_rule",
     "color_by",
@@ -19,6 +21,7 @@ __all__ = [
     "focus_opacity",
     "focus_param",
     "layer_axis",
+    "log_ticks",
     "series_marks",
     "shape_by",
     "tooltips",
@@ -76,8 +79,32 @@ def layer_axis(title: str = "layer") -> Any:
         type="quantitative",
         title=title,
         scale=alt.Scale(nice=False, zero=False, padding=8),
-        axis=alt.Axis(tickMinStep=1, format="d", grid=False, labelFlush=False),
+        # Of a model of few layers there are ticks between the layers, whatever the least step.
+        axis=alt.Axis(
+            tickMinStep=1,
+            labelExpr="datum.value % 1 ? '' : format(datum.value, 'd')",
+            grid=False,
+            labelFlush=False,
+        ),
     )
+
+
+def are_bounded(rows: Sequence[Mapping[str, Any]], low: str = "low", high: str = "high") -> bool:
+    """Whether any row has an interval; a layer without a row has no extent, which Vega notes."""
+    return any(row.get(low) is not None and row.get(high) is not None for row in rows)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values of a log axis between two positive numbers: few, whatever the range.
+
+    Powers of ten over more than two decades, else 1, 2 and 5 times these; at least one.
+    """
+    steps = (1,) if high > 100 * low else (1, 2, 5)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**exponent for exponent in exponents for step in steps]
+    inside = [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
+    stride = max(1, math.ceil(len(inside) / 6))
+    return inside[::stride] or [low]
 
 
 def chance_rule(y: float) -> Any:
@@ -150,7 +177,8 @@ def finish(chart: Any, *, height: int, description: str) -> dict[str, Any]:
         height: Height of the plotting area in pixels.
         description: The chart in words; becomes the drawing's accessible name.
     """
+    # Validation takes as long as all the rest; tests validate every chart, readers need not.
     spec: dict[str, Any] = chart.properties(
         width="container", height=height, description=description
-    ).to_dict()
+    ).to_dict(validate=False)
     return {key: value for key, value in spec.items() if key not in _SCHEMA_KEYS}

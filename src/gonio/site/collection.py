@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from gonio.errors import RecordError
 from gonio.records import Measurement, find_measurements, read_measurement
-from gonio.site.interchange import read_json, to_json
+from gonio.site.interchange import read_source, to_json
 from gonio.site.numbers import slug
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gonio.records import Record
+    from gonio.theorems.status_file import TheoremStatusFile
 
 __all__ = ["Collection", "SiteRecord", "collect"]
 
@@ -35,11 +36,13 @@ class SiteRecord:
         measurement: Record and tables.
         label: What charts call it, from its settings: a label, or the adapter's folder, the kind
             of training, the model; the title where none is set. Unique among records of its kind.
+        digest: Sha256 of the record's JSON file: the anchor that no other record can change.
     """
 
     identifier: str
     measurement: Measurement
     label: str
+    digest: str
 
     @property
     def record(self) -> Record:
@@ -69,9 +72,20 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class Collection:
-    """Every record of a site, sorted by kind, label and content."""
+    """Every record of a site, sorted by kind, label and content.
+
+    Attributes:
+        records: The records.
+        statuses: A file of theorem statuses, None if none was given.
+    """
 
     records: tuple[SiteRecord, ...]
+    statuses: TheoremStatusFile | None = None
+
+    @property
+    def newest(self) -> str:
+        """When the newest record was made, empty without one."""
+        return max((entry.record.created for entry in self.records), default="")
 
     def of_kind(self, kind: str) -> tuple[SiteRecord, ...]:
         """The records of one kind, in the collection's order."""
@@ -83,15 +97,23 @@ def collect(sources: Sequence[Measurement | Path | str]) -> Collection:
 
     Args:
         sources: Measurements, folders that hold records at any depth, and JSON files as commands
-            write them with ``--json --output FILE``. A record met twice counts once.
+            write them with ``--json --output FILE``. A record met twice counts once. One of the
+            files may be of theorem statuses, as ``gonio theorem status`` writes it.
 
     Raises:
-        RecordError: A source is missing or holds no record, or a record cannot be read.
+        RecordError: A source is missing or holds no record, a record cannot be read, or two files
+            of theorem statuses differ.
+        TheoremError: A file of theorem statuses is not of this version.
     """
     found: dict[str, Measurement] = {}
+    statuses: TheoremStatusFile | None = None
     for source in sources:
-        for measurement in _read(source):
+        measurements, given = _read(source)
+        for measurement in measurements:
             found[_content_hash(measurement)] = measurement
+        if given is not None and statuses not in (None, given):
+            raise RecordError(f"{source} is a second file of theorem statuses, unlike the first")
+        statuses = given or statuses
     order = sorted(found, key=lambda digest: _sort_key(found[digest], digest))
     labels = Counter((m.record.kind, _label(m.record)) for m in found.values())
     names = Counter(_name(measurement.record) for measurement in found.values())
@@ -103,23 +125,26 @@ def collect(sources: Sequence[Measurement | Path | str]) -> Collection:
             name = f"{name}-{digest[:8]}"
         if labels[measurement.record.kind, label] > 1:
             label = f"{label} ({digest[:8]})"
-        entries.append(SiteRecord(name, measurement, label))
-    return Collection(tuple(entries))
+        entries.append(SiteRecord(name, measurement, label, digest))
+    return Collection(tuple(entries), statuses)
 
 
-def _read(source: Measurement | Path | str) -> list[Measurement]:
+def _read(
+    source: Measurement | Path | str,
+) -> tuple[list[Measurement], TheoremStatusFile | None]:
     if isinstance(source, Measurement):
-        return [source]
+        return [source], None
     path = Path(source)
     if path.is_file():
-        return [read_json(path)]
+        measurement, statuses = read_source(path)
+        return [] if measurement is None else [measurement], statuses
     folders = find_measurements(path)
     if not folders:
         raise RecordError(
             f"no record in {path}\n  expected record.json in it or below it\n"
             "`gonio demo` writes records of every kind."
         )
-    return [read_measurement(folder) for folder in folders]
+    return [read_measurement(folder) for folder in folders], None
 
 
 def _label(record: Record) -> str:

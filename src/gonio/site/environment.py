@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from gonio import __version__
 from gonio.site.numbers import show, show_interval, slug
 
@@ -19,7 +21,9 @@ PAGES = {
     "adapters.html": "Adapters",
     "caches.html": "Caches",
     "theorems.html": "Theorems",
+    "errata.html": "Errata",
     "methods.html": "Methods",
+    "glossary.html": "Glossary",
     "provenance.html": "Provenance",
 }
 
@@ -36,7 +40,11 @@ def make_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        compact_json=_compact_json, show=show, show_interval=show_interval, slug=slug
+        breakable=_breakable,
+        compact_json=_compact_json,
+        show=show,
+        show_interval=show_interval,
+        slug=slug,
     )
     environment.globals.update(pages=PAGES, version=__version__)
     return environment
@@ -51,6 +59,11 @@ def render(environment: Environment, page: str, context: dict[str, Any]) -> str:
         context: What the template needs.
     """
     return environment.get_template(f"{page}.j2").render(page=page, **context)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may be broken after its underscores, and is copied without the break."""
+    return Markup("_<wbr>").join(name.split("_"))
 
 
 def _compact_json(value: Any) -> str:

@@ -20,6 +20,8 @@ def layer_heat_map(
     height: int,
     words: str,
     layers: Sequence[int] | None = None,
+    unmeasured: Sequence[Mapping[str, Any]] = (),
+    why: str = "",
 ) -> dict[str, Any]:
     """The specification of a heat map, a cell per row.
 
@@ -32,6 +34,8 @@ def layer_heat_map(
         height: Of the plotting area, in pixels.
         words: The chart in words.
         layers: All layers of the axis; those of the cells unless given.
+        unmeasured: Cells without a value, drawn in gray.
+        why: What their tooltips say.
     """
     import altair as alt
 
@@ -40,21 +44,24 @@ def layer_heat_map(
     ticks = [layer for layer in layers if layer % step == 0]
     # Without a gap, rounding can put the first band outside the axis, which then loses its label.
     scale = alt.Scale(domain=list(layers), paddingInner=0.001)
+    x = alt.X(
+        "layer",
+        type="ordinal",
+        scale=scale,
+        axis=alt.Axis(values=ticks, labelAngle=0, grid=False),
+    )
     chart = (
         alt.Chart(data_of(rows))
         .mark_rect(style="cell")
-        .encode(
-            x=alt.X(
-                "layer",
-                type="ordinal",
-                scale=scale,
-                axis=alt.Axis(values=ticks, labelAngle=0, grid=False),
-            ),
-            y=y,
-            color=color,
-            tooltip=tooltips(told, formats),
-        )
+        .encode(x=x, y=y, color=color, tooltip=tooltips(told, formats))
     )
+    if unmeasured:
+        # The gray of chance, which no color of the scale has.
+        blank = alt.Chart(data_of([{**row, "value": why} for row in unmeasured]))
+        gray = blank.mark_rect(style=["cell", "chance-band"]).encode(
+            x=x, y=y, tooltip=tooltips({"layer": "layer", "value": "value"})
+        )
+        chart = alt.layer(gray, chart)
     return finish(chart, height=height, description=words)
 
 

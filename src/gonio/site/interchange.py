@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from gonio.errors import RecordError
 from gonio.records import Measurement, Record
 from gonio.site.numbers import json_rows
+from gonio.theorems.status_file import TheoremStatusFile, read_status_file
 
-__all__ = ["read_json", "to_json"]
+__all__ = ["read_json", "read_source", "to_json"]
 
 
 def to_json(measurement: Measurement) -> str:
@@ -30,28 +31,51 @@ def to_json(measurement: Measurement) -> str:
     return f'{{"record": {record},\n"tables": {{{",".join(tables)}}}}}\n'
 
 
+def read_source(path: Path) -> tuple[Measurement | None, TheoremStatusFile | None]:
+    """Read a file a site is built from: a record, or statuses of theorems.
+
+    Of a file of theorem statuses, also the record of its checks, in which the statuses are those
+    that were computed with the proofs of that file; None if it was written without checks.
+
+    Raises:
+        RecordError: The file cannot be read, is of neither form, or lacks a table.
+        TheoremError: It is a file of theorem statuses, but not of this version.
+    """
+    content = _load(path)
+    if not isinstance(content, dict) or not {"theorems", "checks"} <= set(content):
+        return _measurement(content, path), None
+    checks = content["checks"]
+    return None if checks is None else _measurement(checks, path), read_status_file(path)
+
+
 def read_json(path: Path) -> Measurement:
     """Read what :func:`to_json`, or a command with ``--json``, wrote.
 
-    Of a file of theorem statuses, the record of its checks, in which the statuses are those that
-    were computed with the proofs of that file.
+    Of a file of theorem statuses, the record of its checks.
 
     Raises:
         RecordError: The file cannot be read, is not of that form, or lacks a table.
+        TheoremError: It is a file of theorem statuses, but not of this version.
     """
+    measurement, _ = read_source(path)
+    if measurement is None:
+        raise RecordError(
+            f"{path} holds statuses of theorems without their checks\n"
+            "Write it again without --no-checks."
+        )
+    return measurement
+
+
+def _load(path: Path) -> Any:
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"no record at {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise RecordError(f"not a record: {path} is not JSON ({error})") from error
-    if isinstance(content, dict) and {"theorems", "checks"} <= set(content):
-        content = content["checks"]
-        if content is None:
-            raise RecordError(
-                f"{path} holds statuses of theorems without their checks, which the site shows\n"
-                "Write it again without --no-checks."
-            )
+
+
+def _measurement(content: Any, path: Path) -> Measurement:
     if not isinstance(content, dict) or set(content) != {"record", "tables"}:
         raise RecordError(
             f"not a record: {path}\n  expected an object with the fields record and tables, as "

@@ -28,6 +28,7 @@ __all__ = ["TRANSFORMS", "convergence_figure", "cosine_heatmap", "cosine_lines"]
 
 _HEADS = ("layer", "head", "what", "transform", "mean_cosine", "low", "high", "beta", "chance")
 _THEOREMS = ("cos_sign_quant_formula", "srht_achieves_isotropic_floor")
+_SHARES = (0.9, 0.99)  # of the lift that a learned rotation ends with
 _STARTS = {"hadamard": "random Hadamard", "random": "random rotation"}
 TRANSFORMS = {
     "learned": "learned rotation",
@@ -149,16 +150,26 @@ def convergence_figure(entry: SiteRecord) -> Figure | None:
         for row in rows_of(grouped.agg(["mean", "min", "max"]).reset_index())
     ]
     runs = int(grouped.size().max())
+    thresholds = _thresholds(rows, chance)
+    reached = "; ".join(
+        f"{row['name']} ({show(row['y'])}) at iteration {row['reached']}" for row in thresholds
+    )
     words = " ".join(_describe_run(title, rows) for title in legend)
+    words += f" Thresholds: {reached}." if thresholds else ""
     return Figure(
         name="rotation-convergence",
         title="How fast a rotation is learned",
         description=f"{words} Chance, a random direction: {show(chance)}.",
         caption=(
             f"Mean 1-bit cosine on the keys the rotation is learned from, over {runs} runs "
-            "(layers and seeds) per start; shaded: the whole range of the runs. Dashed: c_d."
+            "(layers and seeds) per start; shaded: the whole range of the runs. Dashed: the floor, "
+            "c_d, what a rotation at random gives."
+            + (
+                f" Thin lines: shares of the way from c_d to the best mean; {reached}."
+                * bool(reached)
+            )
         ),
-        panels=(Panel("", _convergence_chart(rows, legend, chance, words)),),
+        panels=(Panel("", _convergence_chart(rows, legend, chance, thresholds, words)),),
         table=pivot_table(
             rows, index="iteration", series="start", value="mean", heading="iteration"
         ),
@@ -167,6 +178,20 @@ def convergence_figure(entry: SiteRecord) -> Figure | None:
         legend=legend,
         chance=f"random direction, c_d = {show(chance)}",
     )
+
+
+def _thresholds(rows: Sequence[Mapping[str, Any]], chance: float) -> list[dict[str, Any]]:
+    """Shares of the lift over chance, and the first iteration at which some start is there."""
+    best = max(row["mean"] for row in rows)
+    if best <= chance:
+        return []
+    found = []
+    for share in _SHARES:
+        level = chance + share * (best - chance)
+        reached = min(row["iteration"] for row in rows if row["mean"] >= level)
+        name = f"{show(100 * share)}% of the lift"
+        found.append({"name": name, "y": chart_number(level), "reached": reached})
+    return found
 
 
 def _heads(entry: SiteRecord, what: str = "key_post") -> pd.DataFrame:
@@ -288,12 +313,19 @@ def _line_chart(
 
 
 def _convergence_chart(
-    rows: Sequence[Mapping[str, Any]], legend: Sequence[str], chance: float, words: str
+    rows: Sequence[Mapping[str, Any]],
+    legend: Sequence[str],
+    chance: float,
+    thresholds: Sequence[Mapping[str, Any]],
+    words: str,
 ) -> dict[str, Any]:
     import altair as alt
 
     x_axis = alt.X(
-        "iteration", type="quantitative", axis=alt.Axis(tickMinStep=1, grid=False, labelFlush=False)
+        "iteration",
+        type="quantitative",
+        scale=alt.Scale(nice=False, padding=6),
+        axis=alt.Axis(tickMinStep=1, tickCount=10, grid=False, labelFlush=False, format="d"),
     )
     base = alt.Chart(data_of(rows)).encode(
         x=x_axis, color=color_by("start", legend), opacity=focus_opacity("start")
@@ -303,14 +335,23 @@ def _convergence_chart(
         y2=alt.Y2("high"),
         opacity=focus_opacity("start", 0.18),
     )
-    line = base.mark_line(strokeWidth=2).encode(
-        y=alt.Y(
-            "mean", type="quantitative", title="mean 1-bit cosine", scale=alt.Scale(zero=False)
-        ),
+    y = alt.Y("mean", type="quantitative", title="mean 1-bit cosine", scale=alt.Scale(zero=False))
+    line = base.mark_line(strokeWidth=1.5).encode(y=y)
+    dots = base.mark_point(filled=True, size=26).encode(
+        y=y,
+        shape=shape_by("start", legend),
         tooltip=tooltips(
             {"start": "start", "iteration": "iteration", "mean": "mean 1-bit cosine"},
             {"iteration": "d", "mean": ".4~g"},
         ),
     )
-    chart = alt.layer(band, chance_rule(chance), line).add_params(focus_param())
+    levels = alt.Chart(data_of(thresholds)).encode(y=alt.Y("y", type="quantitative"))
+    marks = [
+        levels.mark_rule(style="median", strokeWidth=0.75),
+        levels.mark_text(style="chance-label", align="left", baseline="bottom", dy=-2).encode(
+            x=alt.value(4), text=alt.Text("name", type="nominal")
+        ),
+    ]
+    layers = [band, chance_rule(chance), *(marks if thresholds else []), line, dots]
+    chart = alt.layer(*layers).add_params(focus_param())
     return finish(chart, height=260, description=words)

@@ -24,14 +24,21 @@ from gonio.site.numbers import chart_number, rows_of, show
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["base_overlap_figure", "pair_overlap_figure"]
+__all__ = [
+    "SIDES",
+    "TICKS",
+    "base_overlap_figure",
+    "overlap_options",
+    "overlap_rows",
+    "pair_overlap_figure",
+]
 
 _COLUMNS = (
     *("module", "layer", "projection", "side", "dimension", "k", "k_from"),
     *("overlap", "chance", "overlap_ratio", "z_score"),
 )
-_TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # chance is among them
-_SIDES = {"left": "left (output) side", "right": "right (input) side"}
+TICKS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500)  # chance is among them
+SIDES = {"left": "left (output) side", "right": "right (input) side"}
 _READING = (
     "Overlap: mean squared cosine of the principal angles between the top k directions, divided "
     "by what uniformly random subspaces give (k over the dimension), so 1 is chance. Gray band: "
@@ -71,16 +78,16 @@ def pair_overlap_figure(records: Sequence[SiteRecord]) -> Figure | None:
 def _overlap_figure(
     records: Sequence[SiteRecord], *, name: str, title: str, caption: str
 ) -> Figure | None:
-    frames = {entry.label: _prepared(entry) for entry in records}
+    frames = {entry.label: overlap_rows(entry) for entry in records}
     frames = {label: frame for label, frame in frames.items() if len(frame)}
     if not frames:
         return None
     legend = projection_order(p for frame in frames.values() for p in frame["projection"])
-    options = _options(frames.values())
+    options = overlap_options(frames.values())
     top = max(float(frame["overlap_ratio"].max()) for frame in frames.values())
     panels, rows, said = [], [], []
     for label, frame in frames.items():
-        for side, side_title in _SIDES.items():
+        for side, side_title in SIDES.items():
             mine = frame[frame["side"] == side]
             if not len(mine):
                 continue
@@ -119,8 +126,12 @@ _HEADINGS = {
 }
 
 
-def _prepared(entry: SiteRecord) -> pd.DataFrame:
-    """Rows of numbered layers, with k as text and the null's standard deviation as a ratio."""
+def overlap_rows(entry: SiteRecord) -> pd.DataFrame:
+    """Rows of numbered layers, with k as text and the null's standard deviation as a ratio.
+
+    Raises:
+        RecordError: The record lacks the table ``overlaps`` or a column.
+    """
     frame = entry.table("overlaps", _COLUMNS).dropna(subset=["layer", "overlap_ratio"])
     frame = frame.astype({"layer": "int64"}).sort_values(["layer", "module", "k"])
     fixed = frame["k_from"] == "fixed"
@@ -130,7 +141,8 @@ def _prepared(entry: SiteRecord) -> pd.DataFrame:
     return frame.assign(choice=frame["k"].astype(str).where(fixed, named), spread=spread.abs())
 
 
-def _options(frames: Any) -> tuple[str, ...]:
+def overlap_options(frames: Any) -> tuple[str, ...]:
+    """Every choice of k in some tables: numbers first, ascending."""
     names = {str(name) for frame in frames for name in frame["choice"]}
     return tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
 
@@ -215,7 +227,7 @@ def _chart(
                 type="quantitative",
                 title="overlap / chance",
                 scale=alt.Scale(type="sqrt", domain=[0, top], nice=True),
-                axis=alt.Axis(values=[tick for tick in _TICKS if tick <= 1.25 * top]),
+                axis=alt.Axis(values=[tick for tick in TICKS if tick <= 1.25 * top]),
             ),
             color=color_by("projection", legend),
             tooltip=tooltips(

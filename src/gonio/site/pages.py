@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from typing import Any
 
 from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
@@ -13,23 +11,40 @@ from gonio.site.allocation_figures import allocation_figures
 from gonio.site.cache_figures import evaluation_figures, perplexity_figure
 from gonio.site.certificate_figures import certificate_figures
 from gonio.site.collection import Collection, SiteRecord
+from gonio.site.cross_model_figures import (
+    centering_figure,
+    cross_model_figure,
+    moment_reference_figure,
+)
+from gonio.site.depth_figures import depth_correlator_figure
 from gonio.site.distance_figures import cosine_figure, gain_figure
+from gonio.site.explorer import make_explorer
 from gonio.site.figure import Figure
 from gonio.site.fleet_figures import fleet_figure
-from gonio.site.formula import to_mathml
+from gonio.site.limit_figures import limit_excess_figure, limit_figure
 from gonio.site.observation_figures import observation_figures
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
 from gonio.site.pareto_figures import comparison_figures
+from gonio.site.projection_figures import projection_overlap_figure
 from gonio.site.protractor import make_protractor
+from gonio.site.reference_pages import (
+    errata_page,
+    glossary_page,
+    methods_page,
+    published_numbers,
+)
 from gonio.site.spectrum_figures import ratio_heatmap, spectrum_figure
 from gonio.site.statements import STATUS_MEANINGS, Card, Use, count_families, make_cards
 from gonio.site.study_behavior_figures import behavior_figure, bitfit_figure
 from gonio.site.study_figures import overlap_figure, step_figure, width_figure
+from gonio.site.study_null_figures import alignment_figure, depth_figure, study_gain_figure
 from gonio.site.sweep_figures import sweep_figure
+from gonio.site.theorem_page import theorems_page
 from gonio.site.training_figures import training_figure
+from gonio.site.weight_figures import expert_gap_figure, weight_sign_figure
 from gonio.theorems import Family
 
-__all__ = ["COMMANDS", "Section", "make_pages"]
+__all__ = ["COMMANDS", "Built", "Section", "make_pages"]
 
 # What to run when a kind of record is missing.
 COMMANDS = {
@@ -41,10 +56,12 @@ COMMANDS = {
     "adapter-sweep": "gonio adapter sweep",
     "study": "gonio study run",
     "key-geometry": "gonio cache observe",
+    "cache-calibration": "gonio cache calibrate",
     "cache-evaluation": "gonio cache evaluate",
     "cache-certificate": "gonio cache certify",
     "cache-allocation": "gonio cache allocate",
     "cache-comparison": "gonio cache compare",
+    "weight-signs": "gonio weights measure",
     "theorem-check": "gonio theorem check",
 }
 _PURPOSES = {
@@ -56,10 +73,12 @@ _PURPOSES = {
     "adapter-sweep": "performance by rank",
     "study": "models, recipes and seeds compared",
     "key-geometry": "geometry of the keys",
+    "cache-calibration": "codecs beside the limits",
     "cache-evaluation": "predictions through a compressed cache",
     "cache-certificate": "bounds on attention outputs",
     "cache-allocation": "bits shared over layers",
     "cache-comparison": "other packages on the same windows",
+    "weight-signs": "weights under one bit",
     "theorem-check": "checks of the theorems",
 }
 
@@ -87,7 +106,17 @@ class Section:
     figures: tuple[Figure, ...]
 
 
-def make_pages(collection: Collection, families: Sequence[Family]) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Built:
+    """What the foot of every page says of the site as a whole; empty where nothing is known."""
+
+    date: str = ""
+    commit: str = ""
+
+
+def make_pages(
+    collection: Collection, families: Sequence[Family], built: Built | None = None
+) -> dict[str, dict[str, Any]]:
     """The context of every page's template, by file name.
 
     Raises:
@@ -99,14 +128,26 @@ def make_pages(collection: Collection, families: Sequence[Family]) -> dict[str, 
     cards = make_cards(families, collection, _figure_links(sections), _resting(sections))
     counts = count_families(families, cards)
     known = {card.entry.name for card in cards}
-    shared = {"known_theorems": known, "status_meanings": STATUS_MEANINGS}
+    foot = built or Built(date=collection.newest)
+    shared = {"known_theorems": known, "status_meanings": STATUS_MEANINGS, "built": foot}
     pages: dict[str, dict[str, Any]] = {
         "index.html": _home(collection, cards, counts),
-        "adapters.html": {"sections": adapters},
+        "adapters.html": {"sections": adapters, "explorer": make_explorer(collection)},
         "caches.html": {"sections": caches},
-        "theorems.html": _theorems(collection, cards, counts),
-        "methods.html": _methods(),
-        "provenance.html": {"records": collection.records},
+        "theorems.html": {
+            **theorems_page(collection, cards, foot.commit, _all_figures(sections)),
+            "counts": counts,
+            "totals": _totals(cards),
+            "command": COMMANDS["theorem-check"],
+        },
+        "errata.html": errata_page(cards),
+        "methods.html": methods_page(COMMANDS, _PURPOSES),
+        "glossary.html": glossary_page(),
+        "provenance.html": {
+            "records": collection.records,
+            "drawn": _drawn(sections),
+            "published": published_numbers(),
+        },
     }
     return {name: {**shared, **context} for name, context in pages.items()}
 
@@ -117,19 +158,27 @@ def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
             stable_rank_figure(records),
             spectrum_figure(records),
             ratio_heatmap(records),
+            depth_correlator_figure(records),
         ]
 
     def fleets(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [fleet_figure(entry) for entry in records]
 
     def with_base(records: Sequence[SiteRecord]) -> list[Figure | None]:
-        return [base_overlap_figure(records), gain_figure(records)]
+        return [
+            base_overlap_figure(records),
+            projection_overlap_figure(records),
+            gain_figure(records),
+        ]
 
     def with_each_other(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [pair_overlap_figure(records), cosine_figure(records)]
 
     def studies(records: Sequence[SiteRecord]) -> list[Figure | None]:
-        draw = (width_figure, step_figure, overlap_figure, behavior_figure, bitfit_figure)
+        draw = (
+            *(width_figure, step_figure, overlap_figure, alignment_figure, study_gain_figure),
+            *(depth_figure, behavior_figure, bitfit_figure),
+        )
         return [make(entry) for entry in records for make in draw]
 
     def sweeps(records: Sequence[SiteRecord]) -> list[Figure | None]:
@@ -149,7 +198,18 @@ def _adapter_sections(collection: Collection) -> tuple[Section, ...]:
 
 def _cache_sections(collection: Collection) -> tuple[Section, ...]:
     def geometry(records: Sequence[SiteRecord]) -> list[Figure | None]:
-        return [figure for entry in records for figure in observation_figures(entry)]
+        models = (cross_model_figure, centering_figure, moment_reference_figure)
+        return [
+            *(make(records) for make in models),
+            *(figure for entry in records for figure in observation_figures(entry)),
+        ]
+
+    def calibrations(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        return [limit_figure(records), limit_excess_figure(records)]
+
+    def weights(records: Sequence[SiteRecord]) -> list[Figure | None]:
+        draw = (weight_sign_figure, expert_gap_figure)
+        return [make(entry) for entry in records for make in draw]
 
     def evaluations(records: Sequence[SiteRecord]) -> list[Figure | None]:
         return [figure for entry in records for figure in evaluation_figures(entry)]
@@ -163,6 +223,8 @@ def _cache_sections(collection: Collection) -> tuple[Section, ...]:
         _section(collection, "cache-certificate", "Certificates", certificates),
         _section(collection, "cache-allocation", "Budgets", allocation_figures),
         _section(collection, "cache-comparison", "Beside other packages", comparison_figures),
+        _section(collection, "cache-calibration", "Limits", calibrations),
+        _section(collection, "weight-signs", "Weights", weights),
     )
 
 
@@ -187,14 +249,22 @@ def _section(
 
 
 def _unique(sections: Sequence[Section]) -> tuple[Section, ...]:
-    """The same sections with distinct figure names: a repeated one gets a number."""
-    seen: dict[str, int] = {}
+    """The same sections with distinct figure names.
+
+    Of figures of one name, those after the first are named after their record too, so that their
+    anchors stay when other records come.
+    """
+    seen: set[str] = set()
     renamed = []
     for section in sections:
         figures = []
         for figure in section.figures:
-            seen[figure.name] = count = seen.get(figure.name, 0) + 1
-            name = figure.name if count == 1 else f"{figure.name}-{count}"
+            name = figure.name
+            if name in seen:
+                name = "-".join([name, *(entry.identifier for entry in figure.sources)])
+            while name in seen:
+                name += "-again"
+            seen.add(name)
             figures.append(replace(figure, name=name))
         renamed.append(replace(section, figures=tuple(figures)))
     return tuple(renamed)
@@ -223,6 +293,16 @@ def _resting(sections: Mapping[str, Sequence[Section]]) -> dict[str, list[Use]]:
     return resting
 
 
+def _drawn(sections: Mapping[str, Sequence[Section]]) -> dict[str, list[Use]]:
+    """The figures that each record is drawn in, with links, by the record's identifier."""
+    drawn: dict[str, list[Use]] = {}
+    for page, figure in _all_figures(sections):
+        for entry in figure.sources:
+            use = Use(figure.title, f"{page}#figure-{figure.name}")
+            drawn.setdefault(entry.identifier, []).append(use)
+    return drawn
+
+
 def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[str, Any]:
     evaluations = collection.of_kind("cache-evaluation")
     panel = [
@@ -242,6 +322,8 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
         "panel": panel,
         "counts": counts,
         "total": len(cards),
+        "num_errata": sum(card.entry.erratum is not None for card in cards),
+        "check_records": collection.of_kind("theorem-check"),
         "totals": _totals(cards),
         "commands": COMMANDS,
         "environments": _environments(collection),
@@ -259,16 +341,6 @@ def _closed(figure: Figure | None) -> Figure | None:
     return None if figure is None else replace(figure, caption=caption, is_table_open=False)
 
 
-def _theorems(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[str, Any]:
-    return {
-        "cards": cards,
-        "counts": counts,
-        "totals": _totals(cards),
-        "command": COMMANDS["theorem-check"],
-        "has_checks": bool(collection.of_kind("theorem-check")),
-    }
-
-
 def _totals(cards: Sequence[Card]) -> dict[str, int]:
     """Number of statements by status, only those that occur."""
     words = [card.status for card in cards]
@@ -282,10 +354,3 @@ def _environments(collection: Collection) -> list[str]:
         for e in collection.records
     }
     return sorted(found)
-
-
-def _methods() -> dict[str, Any]:
-    text = (files("gonio.site") / "glossary.json").read_text(encoding="utf-8")
-    glossary = json.loads(text)
-    terms = [{**term, "formula": to_mathml(term["latex"])} for term in glossary["terms"]]
-    return {"terms": terms, "intervals": glossary["intervals"]}

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import (
+    are_bounded,
     color_by,
     data_of,
     finish,
     focus_opacity,
     focus_param,
+    log_ticks,
     shape_by,
     tooltips,
 )
@@ -85,7 +87,8 @@ def frontier_figure(entry: SiteRecord) -> Figure | None:
             "same windows, all keys (and values) coded. Joined: the methods that no other beats "
             "in both. Bars: 95% bootstrap intervals over text windows. The bits of a package that "
             "keeps dense tensors are those its codes would take; the table states what it holds. "
-            f"Rows that failed: {failed}."
+            "How low an error theory allows at these bits is drawn apart, under limits: it bounds "
+            f"errors, and no formula turns it into a perplexity. Rows that failed: {failed}."
         ),
         panels=tuple(panels),
         table=_table(rows),
@@ -134,12 +137,18 @@ def _chart(
         title="bits per element",
         scale=alt.Scale(zero=False, nice=True),
     )
+    ends = ("perplexity_ratio", "perplexity_ratio_low", "perplexity_ratio_high")
+    values = [point[end] for point in points for end in ends if point[end] is not None]
+    low, high = min(1.0, *values) / 1.05, 1.05 * max(1.1, *values)
+    ticks = log_ticks(low, high)
     y_axis = alt.Y(
         "perplexity_ratio",
         type="quantitative",
         title="perplexity over full",
-        scale=alt.Scale(type="log", nice=True),
-        axis=alt.Axis(tickCount=6, labelOverlap=True, format="~g"),
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(
+            labelOverlap=True, format="~g", **({"values": ticks} if len(ticks) > 1 else {})
+        ),
     )
     base = alt.Chart(data_of(points)).encode(
         x=x_axis,
@@ -185,7 +194,15 @@ def _chart(
         .mark_rule(style="chance")
         .encode(y=alt.Y("full", type="quantitative"))
     )
-    chart = alt.layer(exact, joined, interval, dots, labels).add_params(focus_param())
+    named = any(point["origin"] != "gonio" for point in points)
+    layers = [
+        exact,
+        *([joined] if best else []),
+        *([interval] if are_bounded(points, ends[1], ends[2]) else []),
+        dots,
+        *([labels] if named else []),
+    ]
+    chart = alt.layer(*layers).add_params(focus_param())
     return finish(chart, height=380, description=words)
 
 

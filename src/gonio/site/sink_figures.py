@@ -61,13 +61,17 @@ def sink_figure(entry: SiteRecord) -> Figure | None:
         caption=(
             "Attention that sinks hold: the mean weight that later queries of all heads give them, "
             "times how many there are per window. A token is a sink if it receives at least "
-            f"{threshold} on average (after Gu et al. 2024, arXiv:2410.10781); weaker ones are not "
-            "counted. The first four positions are told apart, later tokens by their text. The "
-            "neutral color, near the lower end, is chance: attention that is spread evenly."
+            f"{threshold} on average (after Gu et al. 2024, arXiv:2410.10781). Gray cells: nothing "
+            "at this place reaches that in this layer, which is not to say that it receives "
+            "nothing; the record holds no value there. The first four positions are told apart, "
+            "later tokens by their text. The neutral color, near the lower end of the scale, is "
+            "chance: attention that is spread evenly."
         ),
         panels=(Panel("", _sink_chart(rows, entry, words)),),
         table=table_from_rows(rows, _SINK_HEADINGS),
         sources=(entry,),
+        chance="within the threshold",
+        is_chance_band=True,
     )
 
 
@@ -103,6 +107,7 @@ def outlier_figure(entry: SiteRecord) -> Figure | None:
         caption=(
             "Norm over the median of the window, geometric mean over heads, of tokens more than "
             f"{show(limit)} times above or below it; equal factors have equally strong colors. "
+            "Gray cells: nothing at this place is outside these limits in this layer. "
             "Keys are those after rotary embedding. Tokens that hold attention often have short "
             "values: attention to them adds little."
         ),
@@ -112,6 +117,8 @@ def outlier_figure(entry: SiteRecord) -> Figure | None:
             _NORM_HEADINGS,
         ),
         sources=(entry,),
+        chance="within the threshold",
+        is_chance_band=True,
     )
 
 
@@ -174,11 +181,20 @@ def _map(
     import altair as alt
 
     places = _order(rows)
+    layers = sorted({int(layer) for layer in entry.table("layers", ("layer",))["layer"]})
+    known = {(row["place"], row["layer"]) for row in rows}
     axis = alt.Axis(grid=False, domain=False, ticks=False, labelLimit=150)
     numbers = [name for name in told if name not in ("place", "layer")]
     return layer_heat_map(
         rows,
-        layers=sorted({int(layer) for layer in entry.table("layers", ("layer",))["layer"]}),
+        layers=layers,
+        unmeasured=[
+            {"place": place, "layer": layer}
+            for place in places
+            for layer in layers
+            if (place, layer) not in known
+        ],
+        why="within the threshold",
         y=alt.Y("place", type="nominal", sort=places, title=None, axis=axis),
         color=color,
         told=told,

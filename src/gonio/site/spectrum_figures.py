@@ -19,6 +19,7 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    shape_by,
     tooltips,
 )
 from gonio.site.collection import SiteRecord
@@ -248,13 +249,18 @@ def _fan_chart(
     positive = frame.loc[frame["ratio"] > 0, "ratio"]
     is_log = field == "ratio" and float(positive.min()) < _LOG_BELOW
     shown = frame[frame["ratio"] > 0] if is_log else frame
-    rows = _chart_rows(shown, ["module", "layer", "projection", "index", "x", "ratio", "energy"])
+    fields = ["module", "layer", "projection", "index", "x", field]
+    rows = _chart_rows(shown.round({field: 4}) if not is_log else shown, fields)
     x = alt.X(
         "x",
         type="quantitative",
         title="index" if is_one_rank else "index / rank",
         scale=alt.Scale(nice=False, zero=False),
-        axis=alt.Axis(grid=False, **({"values": _ticks(frame)} if is_one_rank else {})),
+        axis=alt.Axis(
+            grid=False,
+            labelFlush=False,
+            **({"values": _ticks(frame), "format": "d"} if is_one_rank else {}),
+        ),
     )
     y_scale = alt.Scale(type="log", nice=False) if is_log else alt.Scale(domain=[0, 1])
     y = alt.Y(field, type="quantitative", title=_QUANTITIES[field], scale=y_scale)
@@ -276,9 +282,10 @@ def _fan_chart(
     middle = alt.Chart(data_of(medians)).mark_line(strokeWidth=2).encode(x=x, y=y)
     if color == "projection":
         middle = middle.encode(color=color_by("series", names), opacity=focus_opacity("series"))
+        dots = middle.mark_point(filled=True, size=26).encode(shape=shape_by("series", names))
     else:
         middle = middle.mark_line(strokeWidth=2, style="median")
-    layers = [lines, middle]
+    layers = [lines, middle, *([dots] if color == "projection" else [])]
     if nulls:
         low, high = f"{field}_low", f"{field}_high"
         layers.insert(0, chance_band(nulls, x="x", low=low, high=high, group="rank"))

@@ -20,7 +20,17 @@ from gonio.theorems.rocq import ProofStatus
 from gonio.theorems.status import weakest_proof
 from gonio.theorems.tables import locked_proofs
 
-__all__ = ["STATUS_MEANINGS", "Card", "FamilyCount", "Use", "count_families", "make_cards"]
+__all__ = [
+    "SOURCES",
+    "SOURCE_WORDS",
+    "STATUS_MEANINGS",
+    "Card",
+    "FamilyCount",
+    "Use",
+    "count_families",
+    "make_cards",
+    "proofs_of",
+]
 
 STATUS_MEANINGS = {
     "proved": "a machine-checked proof of the whole sentence",
@@ -32,7 +42,21 @@ STATUS_MEANINGS = {
     "open": "no proof, and no record of a check",
     "failed": "the check found a counterexample, or accepted its mutant",
 }
-_SOURCES = {
+SOURCE_WORDS = {
+    "proven": "the source says that a proof assistant has accepted a proof",
+    "proved": "the same, in another source's spelling",
+    "partial": "the source says that it proves a part",
+    "axiom-based": "the source proves it from statements that it assumes",
+    "axiom": "the source assumes it",
+    "deferred": "the source states it and leaves the proof for later",
+    "stub": "the source declares it with a placeholder for the proof",
+    "aspirational": "the source names it as a goal",
+    "open": "the source says that it has no proof",
+    "text": "the source says it in prose only",
+    "listed": "the source lists the name without a word for it",
+    "removed": "the source has withdrawn it",
+}
+SOURCES = {
     "lazy-rudder": "lazy-rudder proof page",
     "moe-gauge": "moe-gauge proof page",
     "lora-essay": "essay on LoRA",
@@ -63,25 +87,36 @@ class Card:
         entry: The catalogue entry.
         anchor: Anchor on the page.
         source: The source, spelled out.
+        theirs: The source's own word for it; empty where gonio is the source.
         formula: The statement as MathML.
         status: Computed word.
-        proof: What the prover reported, None if nothing.
+        proof: What the prover reported of the declaration it supports least, None if nothing.
+        proofs: What the prover reported of every declaration, the main one first.
+        axioms: Axioms under any of the declarations, sorted.
         verdict: Outcome of the check in one line, empty if it has not run.
+        passed: Whether the check found no counterexample and rejected its mutant, None if it has
+            not run.
         facts: Heading and text of what the check reported.
         record: Identifier of the record the status comes from.
         uses: What relies on the statement.
+        dependents: Names of the statements that follow from it, or are read beside it.
     """
 
     entry: Entry
     anchor: str
     source: str
+    theirs: str
     formula: Markup
     status: str
     proof: ProofStatus | None
+    proofs: tuple[ProofStatus, ...]
+    axioms: tuple[str, ...]
     verdict: str
+    passed: bool | None
     facts: tuple[tuple[str, str], ...]
     record: str | None
     uses: tuple[Use, ...]
+    dependents: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -112,28 +147,45 @@ def make_cards(
         RecordError: A record of checks lacks a column, or has a status this version lacks.
         TheoremError: The package has no lock of its proofs.
     """
-    proofs = locked_proofs()
+    proofs = proofs_of(collection)
     found = _newest_checks(collection)
+    entries = [entry for family in families for entry in family.entries]
     cards = []
-    for family in families:
-        for entry in family.entries:
-            identifier, row = found.get(entry.name, (None, {}))
-            proof = weakest_proof(entry, proofs)
-            cards.append(
-                Card(
-                    entry=entry,
-                    anchor=f"theorem-{entry.name}",
-                    source=_SOURCES[entry.source],
-                    formula=to_mathml(entry.latex, block=True),
-                    status=_status(row, identifier) or compute_status(entry, None, proof),
-                    proof=proof,
-                    verdict=_verdict(row),
-                    facts=_facts(row),
-                    record=identifier,
-                    uses=_uses(entry, figure_links, resting.get(entry.name, ())),
-                )
+    for entry in entries:
+        identifier, row = found.get(entry.name, (None, {}))
+        proof = weakest_proof(entry, proofs)
+        known = tuple(proofs[name] for name in entry.declarations if name in proofs)
+        cards.append(
+            Card(
+                entry=entry,
+                anchor=f"theorem-{entry.name}",
+                source=SOURCES[entry.source],
+                theirs="" if entry.source == "gonio" else entry.source_status,
+                formula=to_mathml(entry.latex, block=True),
+                status=_status(row, identifier) or compute_status(entry, None, proof),
+                proof=proof,
+                proofs=known,
+                axioms=tuple(sorted({axiom for one in known for axiom in one.axioms})),
+                verdict=_verdict(row),
+                passed=_passed(row),
+                facts=_facts(row),
+                record=identifier,
+                uses=_uses(entry, figure_links, resting.get(entry.name, ())),
+                dependents=tuple(e.name for e in entries if entry.name in e.prerequisites),
             )
+        )
     return tuple(cards)
+
+
+def proofs_of(collection: Collection) -> dict[str, ProofStatus]:
+    """What the prover said of each declaration: in the given file of statuses, else in the lock.
+
+    Raises:
+        TheoremError: There is no such file, and the package has no lock of its proofs.
+    """
+    if collection.statuses is None:
+        return locked_proofs()
+    return {proof.name: proof for row in collection.statuses.theorems for proof in row.declarations}
 
 
 def count_families(families: Sequence[Family], cards: Sequence[Card]) -> tuple[FamilyCount, ...]:
@@ -179,6 +231,13 @@ def _verdict(row: Mapping[str, Any]) -> str:
     if not is_missing(row.get("mutant_rejected")):
         text += f"; mutant {'rejected' if row['mutant_rejected'] else 'not told apart'}"
     return text
+
+
+def _passed(row: Mapping[str, Any]) -> bool | None:
+    if is_missing(row.get("passed")):
+        return None
+    rejected = row.get("mutant_rejected")
+    return bool(row["passed"]) and (is_missing(rejected) or bool(rejected))
 
 
 def _facts(row: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

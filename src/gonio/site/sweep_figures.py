@@ -15,7 +15,7 @@ from gonio.site.numbers import chart_number, is_missing, rows_of, show
 __all__ = ["sweep_figure"]
 
 _RANKS = ("rank", "gain", "gain_low", "gain_high", "chosen_share")
-_CURVES = ("form", "formula", "limit", "amplitude", "shape")
+_CURVES = ("form", "formula", "limit", "limit_low", "limit_high", "amplitude", "shape")
 _SPECTRUM = ("rank", "relative_error")
 _MEASURED = "measured"
 _STEPS = 60  # points of a drawn curve
@@ -49,7 +49,7 @@ def sweep_figure(entry: SiteRecord) -> Figure | None:
         f"Mean gain ({metric}, nats; larger is better) over held-out units with 95% bootstrap "
         "intervals over units and seeds, of each rank alone: ranks are judged on the same units, "
         "so their differences vary less. Dashed: the base model. a + c / log r has no value at "
-        f"r = 1. Recommended rank: {_recommendation(entry)}."
+        f"r = 1. {_limits(curves)} Recommended rank: {_recommendation(entry)}."
     )
     if "spectrum" in entry.record.tables:
         errors = [_error(row) for row in rows_of(entry.table("spectrum", _SPECTRUM))]
@@ -89,6 +89,16 @@ def _recommendation(entry: SiteRecord) -> str:
     interval = found.interval
     within = f" ({show(interval.low)} to {show(interval.high)})" if interval else ""
     return f"{found.value}{within}"
+
+
+def _limits(curves: Sequence[Mapping[str, Any]]) -> str:
+    """What every curve gives an unlimited rank, with its interval over refits."""
+    told = []
+    for row in curves:
+        low, high = (chart_number(row[f"limit_{side}"]) for side in ("low", "high"))
+        within = "" if low is None else f" ({show(low, 3)} to {show(high, 3)})"
+        told.append(f"{show(row['limit'], 3)}{within} for {row['formula']}")
+    return f"Fitted limits a: {'; '.join(told)}." if told else ""
 
 
 def _point(row: Mapping[str, Any]) -> dict[str, Any]:

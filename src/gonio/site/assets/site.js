@@ -1,4 +1,5 @@
-/* Draws the charts, connects legends and selectors to them, and filters the theorem cards. */
+/* Draws the charts, connects legends and selectors to them, filters the theorem cards, and lights
+   up what a statement of the dependency graph follows from. */
 (() => {
   "use strict";
 
@@ -25,6 +26,7 @@
       legend: { labelColor: soft, titleColor: soft, labelFontSize: 12, gradientThickness: 10 },
       mark: { color: token("--c1"), tooltip: null },
       text: { color: ink, fill: ink },
+      title: { color: soft },
       range: { category: tokens("--c", 8), diverging: tokens("--d", 7) },
       style: {
         chance: { color: token("--chance"), strokeDash: [5, 4], strokeWidth: 1.5 },
@@ -107,8 +109,8 @@
   function connectFilters() {
     const form = document.getElementById("filters");
     if (!form) return;
-    const [text, family, status] = ["filter-text", "filter-family", "filter-status"]
-      .map((id) => document.getElementById(id));
+    const [text, family, status, theirs] = ["text", "family", "status", "theirs"]
+      .map((name) => document.getElementById(`filter-${name}`));
     const cards = [...document.querySelectorAll(".card")];
     const words = new Map(
       cards.map((card) => [card, `${card.textContent} ${card.dataset.latex}`.toLowerCase()]));
@@ -120,6 +122,7 @@
         const letter = card.closest(".family").dataset.family;
         const fits = (!family.value || letter === family.value)
           && (!status.value || card.dataset.status === status.value)
+          && (!theirs.value || card.dataset.theirs === theirs.value)
           && wanted.every((word) => words.get(card).includes(word));
         card.hidden = !fits;
         shown += fits;
@@ -130,6 +133,16 @@
       document.getElementById("filter-none").hidden = shown > 0;
       document.getElementById("filter-count").textContent =
         `${shown} of ${cards.length} statements`;
+    }
+
+    /* theorems.html?status=refuted opens filtered; what is not an option is ignored. */
+    function readAddress() {
+      const asked = new URLSearchParams(location.search);
+      text.value = asked.get("text") || "";
+      for (const select of [family, status, theirs]) {
+        const value = asked.get(select.id.replace("filter-", ""));
+        if ([...select.options].some((option) => option.value === value)) select.value = value;
+      }
     }
 
     /* A link to a card or a family that the filter hides shows everything again. */
@@ -146,11 +159,50 @@
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("reset", () => setTimeout(apply));
     window.addEventListener("hashchange", reveal);
+    readAddress();
     apply();
+    reveal();
+  }
+
+  function connectGraph(graph) {
+    const rows = new Map([...graph.querySelectorAll("li")].map((row) => [row.dataset.name, row]));
+    const arcs = [...graph.querySelectorAll("path")];
+
+    function light(name) {
+      graph.classList.toggle("lit", Boolean(name));
+      for (const row of rows.values()) row.classList.toggle("near", row.dataset.name === name);
+      for (const arc of arcs) {
+        const touches = name && (arc.dataset.from === name || arc.dataset.to === name);
+        arc.classList.toggle("near", Boolean(touches));
+        if (!touches) continue;
+        rows.get(arc.dataset.from).classList.add("near");
+        rows.get(arc.dataset.to).classList.add("near");
+      }
+    }
+
+    for (const [name, row] of rows) {
+      row.addEventListener("pointerenter", () => light(name));
+      row.addEventListener("focusin", () => light(name));
+      row.addEventListener("pointerleave", () => light(""));
+      row.addEventListener("focusout", () => light(""));
+    }
+  }
+
+  function connectTheme() {
+    const select = document.getElementById("theme");
+    if (!window.gonioTheme) return;
+    select.value = window.gonioTheme.stored();
+    select.closest("label").hidden = false;
+    select.addEventListener("change", () => {
+      window.gonioTheme.choose(select.value);
+      if (window.vegaEmbed) drawAll();
+    });
   }
 
   document.querySelectorAll(".figure").forEach(connectFigure);
+  document.querySelectorAll(".arcs").forEach(connectGraph);
   connectFilters();
+  connectTheme();
   if (window.vegaEmbed) {
     drawAll();
     dark.addEventListener("change", drawAll);
