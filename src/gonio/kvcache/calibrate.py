@@ -106,32 +106,33 @@ def calibrate(
     }
     plan = _plan(settings, options)  # a wrong setting fails before the model runs
     windows = token_ids if token_ids.ndim == 2 else token_windows(token_ids, window)
-    samples = (
-        collect_metrics(
-            model,
-            windows,
-            skip=max(SINK_TOKENS, sinks),
-            context=context,
-            seed=seed,
-            progress=progress,
+    if any(name in TRANSFORMS for name, _, _ in plan.values()):
+        skip = max(SINK_TOKENS, sinks)
+        samples: KeySamples = collect_metrics(
+            model, windows, skip=skip, context=context, seed=seed, progress=progress
         )
-        if any(name in TRANSFORMS for name, _, _ in plan.values())
-        else collect_cache(model, windows, context=context, progress=progress)
-    )
+    else:
+        samples = collect_cache(model, windows, context=context, progress=progress)
     return calibrate_from_samples(
         samples,
         sinks=sinks,
         recent=recent,
         seed=seed,
-        provenance={
-            "calibration_tokens": windows.numel(),
-            "window": windows.shape[1],
-            "positions": max(context, windows.shape[1]),
-        },
+        provenance=_read(windows, context),
         progress=progress,
         **settings,  # type: ignore[arg-type]  # the arguments of the same names
         **options,
     )
+
+
+def _read(windows: Tensor, context: int) -> dict[str, Any]:
+    """What was read, for the codec's provenance."""
+    length = windows.shape[1]
+    return {
+        "calibration_tokens": windows.numel(),
+        "window": length,
+        "positions": max(context, length),
+    }
 
 
 def calibrate_from_samples(
