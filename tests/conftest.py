@@ -1,7 +1,11 @@
 """Fixtures shared by every test."""
 
+import os
 import zlib
 from pathlib import Path
+
+# Triton reads this when it is first imported, which other packages may do.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

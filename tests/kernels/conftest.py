@@ -1,6 +1,5 @@
 """Plans with every mix of widths, and queries for them."""
 
-import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -10,8 +9,6 @@ from torch import Tensor
 
 from gonio.kernels import CodePlan, available_levels, make_plan
 
-# Before Triton is imported, which happens when a kernel of it is first asked for.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed: pip install 'gonio[triton]'"
 )

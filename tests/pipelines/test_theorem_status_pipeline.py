@@ -10,6 +10,7 @@ from gonio.errors import MissingDependencyError, RecordError, SettingError
 from gonio.pipelines.theorem_status import theorem_status
 from gonio.pipelines.theorems import CheckSettings
 from gonio.site.collection import collect
+from gonio.site.interchange import read_json
 from gonio.site.statements import count_families, make_cards
 from gonio.theorems import get_entry, load_families
 from gonio.theorems.rocq import has_prover, write_lock
@@ -221,11 +222,15 @@ def test_the_site_shows_the_statuses_of_the_file(tmp_path):
         assert counts | {"statements": family.total} == found.family_counts[family.letter]
 
 
-def test_the_site_refuses_statuses_without_checks(tmp_path):
+def test_statuses_without_checks_are_statuses_but_no_record(tmp_path):
     path = tmp_path / "theorem-status.json"
-    path.write_text(theorem_status(None, mode="lock", checks=None).model_dump_json(), "utf-8")
+    found = theorem_status(None, mode="lock", checks=None)
+    path.write_text(found.model_dump_json(), "utf-8")
+    collection = collect([path])
+    assert collection.records == ()
+    assert collection.statuses == found
     with pytest.raises(RecordError, match="again without --no-checks"):
-        collect([path])
+        read_json(path)
 
 
 TITLE = "Theorem lower_bound_of_intent (delta : R) : 0 < delta ->"

@@ -4,6 +4,7 @@ Test data: no number here was measured.
 """
 
 import math
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,6 +30,28 @@ SHAPES = {
     "down_proj": (576, 1536),
 }
 TITLE = "TEST DATA, not measured"
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PATIENCE = 120_000  # ms; a busy machine is no error
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium of the system."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next((found for found in map(shutil.which, names) if found), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine (looked for chromium, google-chrome)")
+    with sync_api.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=path, args=FLAGS, timeout=PATIENCE)
+        yield chromium
+        chromium.close()
 
 
 def training(label: str, steps: int, rng: np.random.Generator) -> Measurement:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import struct
 import zlib
 from xml.etree import ElementTree
@@ -321,37 +320,29 @@ def test_what_cannot_be_plotted(measured, records):
 
 
 @pytest.mark.browser
-def test_the_page_draws_itself_offline(measured, tmp_path):
+def test_the_page_draws_itself_offline(browser, measured, tmp_path):
     """Opened from disk: no request, no error, all charts drawn, a selector that redraws."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    binary = next((found for found in map(shutil.which, names) if found), None)
-    if binary is None:
-        pytest.skip("no Chromium on this machine (looked for chromium, google-chrome)")
     path = plot_measurement(measured["adapter-base-overlap"], tmp_path / "plot.html")
     problems = []
-    with sync_api.sync_playwright() as driver:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=binary, args=flags)
-        page = browser.new_page()
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.on("console", lambda m: m.type in {"error", "warning"} and problems.append(m.text))
-        page.on(
-            "request",
-            lambda request: (
-                request.url.startswith(("file://", "data:")) or problems.append(request.url)
-            ),
-        )
-        page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
-        points = page.locator("svg .mark-symbol path")
-        places = "all => all.map(p => p.getAttribute('transform')).join()"
-        before = points.evaluate_all(places)
-        assert points.count() > 28
-        selectors = page.locator("select")
-        assert selectors.count() == 2  # the series in focus, and k
-        page.locator("select").filter(has_text="10").select_option("10")
-        page.wait_for_timeout(300)
-        assert points.evaluate_all(places) != before
-        browser.close()
+    page = browser.new_page()
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda m: m.type in {"error", "warning"} and problems.append(m.text))
+    page.on(
+        "request",
+        lambda request: (
+            request.url.startswith(("file://", "data:")) or problems.append(request.url)
+        ),
+    )
+    page.goto(path.as_uri())
+    page.wait_for_function("document.documentElement.dataset.charts === 'ready'")
+    points = page.locator("svg .mark-symbol path")
+    places = "all => all.map(p => p.getAttribute('transform')).join()"
+    before = points.evaluate_all(places)
+    assert points.count() > 28
+    selectors = page.locator("select")
+    assert selectors.count() == 2  # the series in focus, and k
+    page.locator("select").filter(has_text="10").select_option("10")
+    page.wait_for_timeout(300)
+    assert points.evaluate_all(places) != before
+    page.close()
     assert problems == []

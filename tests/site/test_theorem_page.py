@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -216,30 +215,13 @@ def test_glossary_and_methods_are_whole():
     assert {item["kind"]: item["meaning"] for item in protocols if not item["meaning"]} == {}
 
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Chromium of the system."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for found in map(shutil.which, names) if found), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine (looked for chromium, google-chrome)")
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def theorems(chromium, site):
+def theorems(browser, site):
     """Opens the theorem page with an address behind its name."""
     pages = []
 
     def open_it(address="", width=1280):
-        page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="light")
         pages.append(page)
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))

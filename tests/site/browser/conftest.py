@@ -1,6 +1,5 @@
 """Chromium of the system, pages opened by file address, and what goes wrong on them."""
 
-import shutil
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -9,13 +8,6 @@ import pytest
 
 from gonio.site import build_site
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PATIENCE = 120_000  # ms; a busy machine is no error
 READY = "document.documentElement.dataset.charts === 'ready'"
 # When the charts were drawn, in ms after the start of the navigation.
@@ -27,20 +19,6 @@ STOPWATCH = """new MutationObserver((_, observer) => {
 # The rules of WCAG 2.2 at levels A and AA, and axe's own advice.
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 ROOT = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium of the system."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next((found for found in map(shutil.which, names) if found), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine (looked for chromium, google-chrome)")
-    with sync_api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=FLAGS, timeout=PATIENCE)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
