@@ -311,3 +311,11 @@ def test_a_recipe_without_a_variant_is_stored_as_before():
     assert "variant" not in recipe("rslora").model_dump(mode="json")
     stored = recipe("stacked").model_dump(mode="json")
     assert make_recipe("clm", **stored) == recipe("stacked")
+
+
+def test_stages_go_on_the_layers_that_were_named(tmp_path, make_model, tokenizer, pairs):
+    """The later stages are added to a model whose layers are wrapped by then."""
+    named = recipe("stacked", target_modules=["q_proj", "down_proj"])
+    run = trained(tmp_path, make_model, tokenizer, pairs, named)
+    found = {module.rpartition(".")[2] for module in factor_tensors(run.folder)}
+    assert found == {"q_proj", "down_proj"}

@@ -8,13 +8,13 @@ goes on.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from gonio.training.lora import lora_config
 from gonio.training.recipes import LoraRecipe
 from gonio.training.variant_settings import StackedSettings
 from gonio.training.variants.factors import factors_of, stacked_factors, write_factors
@@ -47,7 +47,7 @@ class Stacked(Method):
         require_one_process(trainer, "a stacked training")
         adapted = trainer.model
         for name in self._names[1:]:
-            adapted.add_adapter(name, lora_config(adapted.get_base_model(), self.recipe))
+            adapted.add_adapter(name, deepcopy(adapted.peft_config["default"]))
         adapted.base_model.set_adapter(self._names)  # all are trained: the optimizer takes them up
         trainer.create_optimizer()
         trainer.add_callback(_StageCallback(self._starts, self._names))
