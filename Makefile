@@ -45,12 +45,13 @@ study-small: setup
 	$(BIN)/gonio study run small --out gonio-study-small --workers 2
 	$(BIN)/gonio site build --from gonio-study-small --out gonio-study-small-site
 
-# whatever the demo and the studies left here; a section without a record says what to run
+# records that come with gonio (a small study beside the first one, rank sweeps) and whatever the demo and
+# studies left here; a section without a record says what to run
 site: setup .build/theorem-status.json
-	@test -d $(OUT)/records || echo "No demo in $(OUT): the site shows the theorems, and what else is here."
+	@test -d $(OUT)/records || echo "No demo in $(OUT): the site shows the theorems, the records of gonio, and what else is here."
 	@test -d $(OUT)/records || echo "make demo fills its other pages, make study-small the studies."
 	$(BIN)/gonio site build --from .build/theorem-status.json \
-		$(addprefix --from ,$(wildcard $(OUT)/records gonio-study*/records)) \
+		$(addprefix --from ,$(wildcard src/gonio/site/records/*.json $(OUT)/records gonio-study*/records)) \
 		--commit "$$(git describe --always --dirty --abbrev=40 --exclude '*' 2>/dev/null)" --out $(SITE)
 
 # `make proofs` writes it too, from proofs compiled here
