@@ -66,8 +66,8 @@ def test_interrupted_anywhere_it_redoes_only_the_unfinished_step(tmp_path, setti
         finished += listener.ran
     listener = Interrupter()
     summary, ran = run_demo(out, settings, listener)
-    assert listener.ran == ["evaluation"]
-    assert ran == 1
+    assert listener.ran == ["evaluation", "certificate"]
+    assert ran == 2
     assert [path.name for path in find_measurements(out / "records")] == sorted([*order, "summary"])
     assert summary.record.value("theorems: failed checks").value == 0
     assert not list(out.rglob(".trainer"))
@@ -98,7 +98,7 @@ def test_the_records_carry_what_they_were_made_from(tmp_path, settings):
         if folder.name != "theorems":
             assert record.inputs, folder.name
     evaluation = read_measurement(out / "records" / "evaluation")
-    assert {"full", "zeros", "sign-learned"} <= set(evaluation.tables["methods"]["method"])
+    assert {"full", "zeros", "sign-learned", "transform-both"} <= set(evaluation.tables["methods"]["method"])
     assert set(evaluation.tables["methods"]["protocol"]) == {"teacher-forced", "cache"}
 
 

@@ -5,17 +5,26 @@ How steps are resumed is in :mod:`gonio.pipelines.steps`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from gonio.kvcache import CacheCodec, KeySamples, RotationKind, collect_keys, load_codec
+from gonio.kvcache import (
+    CacheCodec,
+    KeySamples,
+    RotationKind,
+    collect_keys,
+    collect_metrics,
+    load_codec,
+)
 from gonio.kvcache.recall import RecallSettings
 from gonio.pipelines.adapter_compare import compare_adapter_with_base, compare_two_adapters
 from gonio.pipelines.adapters import inspect_adapter
 from gonio.pipelines.bench import Bench, TokenBudget, open_bench
 from gonio.pipelines.cache_calibrate import calibrate_cache
+from gonio.pipelines.cache_certify import certify_cache
 from gonio.pipelines.cache_evaluate import CacheEvaluation, evaluate_cache
 from gonio.pipelines.cache_observe import observe_cache
 from gonio.pipelines.demo_summary import summarize_demo
@@ -37,7 +46,12 @@ from gonio.training.recipes import preset_recipe
 __all__ = ["FULL", "QUICK", "STEPS", "DemoRun", "DemoSettings", "run_demo"]
 
 _ROTATIONS: tuple[RotationKind, ...] = ("none", "haar", "hadamard", "learned")
-_EVALUATED: tuple[RotationKind, ...] = ("none", "hadamard", "learned")
+_EVALUATED = ("sign-none", "sign-hadamard", "sign-learned")
+# The fixed-rate tier of the transform codec, whose codes need no whole blocks: every token but the
+# sinks is coded in windows of any length.
+_KEYS: Mapping[str, Any] = {"method": "transform", "bits": 1.75, "sinks": 4}
+_BOTH = {**_KEYS, "bits": 2.25, "value_method": "transform", "value_bits": 2.25}
+_TRANSFORMS: Mapping[str, Mapping[str, Any]] = {"transform-keys": _KEYS, "transform-both": _BOTH}
 
 
 @dataclass(frozen=True)
@@ -110,17 +124,22 @@ class DemoRun:
         """Keys of the calibration windows, collected when a step first needs them."""
         return collect_keys(self.bench.model, self.bench.calibration, seed=self.settings.seed)
 
+    @cached_property
+    def calibration_metrics(self) -> KeySamples:
+        """Keys, values and what their errors cost the model, on the calibration windows."""
+        return collect_metrics(self.bench.model, self.bench.calibration, seed=self.settings.seed)
+
     def adapter(self, kind: TrainingKind) -> Path:
         """Folder of a trained adapter."""
         return self.out / "adapters" / kind
 
-    def codec_path(self, rotation: RotationKind) -> Path:
+    def codec_path(self, name: str) -> Path:
         """File of a calibrated codec."""
-        return self.out / "codecs" / f"sign-{rotation}.safetensors"
+        return self.out / "codecs" / f"{name}.safetensors"
 
-    def codecs(self, rotations: tuple[RotationKind, ...]) -> dict[RotationKind, CacheCodec]:
+    def codecs(self, names: Sequence[str]) -> dict[str, CacheCodec]:
         """Calibrated codecs, read back from their files."""
-        return {rotation: load_codec(self.codec_path(rotation)) for rotation in rotations}
+        return {name: load_codec(self.codec_path(name)) for name in names}
 
 
 def run_demo(out: Path, settings: DemoSettings, listener: StepListener) -> tuple[Measurement, int]:
@@ -191,17 +210,33 @@ def _compare_pair(demo: DemoRun, progress: Progress) -> Measurement:
 
 def _calibrate(rotation: RotationKind) -> Callable[[DemoRun, Progress], Measurement]:
     def run(demo: DemoRun, progress: Progress) -> Measurement:
-        codec, found = calibrate_cache(
-            demo.bench,
-            options={"rotation": rotation, "iterations": demo.settings.iterations},
-            seed=demo.settings.seed,
-            samples=demo.calibration_keys,
-            progress=progress,
-        )
-        codec.save(demo.codec_path(rotation))
-        return found
+        options = {"rotation": rotation, "iterations": demo.settings.iterations}
+        samples = demo.calibration_keys
+        return _keep_codec(demo, f"sign-{rotation}", options, samples, progress)
 
     return run
+
+
+def _calibrate_transform(name: str) -> Callable[[DemoRun, Progress], Measurement]:
+    def run(demo: DemoRun, progress: Progress) -> Measurement:
+        samples = demo.calibration_metrics
+        return _keep_codec(demo, name, _TRANSFORMS[name], samples, progress)
+
+    return run
+
+
+def _keep_codec(
+    demo: DemoRun,
+    name: str,
+    options: Mapping[str, Any],
+    samples: KeySamples,
+    progress: Progress,
+) -> Measurement:
+    codec, found = calibrate_cache(
+        demo.bench, options=options, seed=demo.settings.seed, samples=samples, progress=progress
+    )
+    codec.save(demo.codec_path(name))
+    return found
 
 
 def _observe(demo: DemoRun, progress: Progress) -> Measurement:
@@ -216,14 +251,19 @@ def _observe(demo: DemoRun, progress: Progress) -> Measurement:
 
 def _evaluate(demo: DemoRun, progress: Progress) -> Measurement:
     sizes = demo.settings
-    codecs = {f"sign-{rotation}": codec for rotation, codec in demo.codecs(_EVALUATED).items()}
     plan = CacheEvaluation(
         prefill=sizes.prefill,
         allocation=sizes.evaluation_tokens,
         recall=RecallSettings(lengths=(sizes.recall_length,), passage=48, trials=2),
         seed=sizes.seed,
     )
+    codecs = demo.codecs((*_EVALUATED, *_TRANSFORMS))
     return evaluate_cache(demo.bench, codecs, plan, progress=progress)
+
+
+def _certify(demo: DemoRun, progress: Progress) -> Measurement:
+    codec = load_codec(demo.codec_path("transform-both"))
+    return certify_cache(demo.bench, codec, progress=progress)
 
 
 def _describe(demo: DemoRun, progress: Progress) -> Measurement:
@@ -236,7 +276,10 @@ def _check(demo: DemoRun, progress: Progress) -> Measurement:
     )
 
 
-_CODEC_STEPS = tuple(f"codec-{rotation}" for rotation in _ROTATIONS)
+_CODEC_STEPS = (
+    *(f"codec-{rotation}" for rotation in _ROTATIONS),
+    *(f"codec-{name}" for name in _TRANSFORMS),
+)
 
 STEPS: tuple[Step[DemoRun], ...] = (
     Step("model", "Read the model (converted on first use)", _describe),
@@ -257,6 +300,16 @@ STEPS: tuple[Step[DemoRun], ...] = (
         )
         for rotation in _ROTATIONS
     ),
+    *(
+        Step(
+            f"codec-{name}",
+            f"Calibrate a cache of 2 bits ({name})",
+            _calibrate_transform(name),
+            leaves=(f"codecs/{name}.safetensors",),
+        )
+        for name in _TRANSFORMS
+    ),
     Step("keys", "Geometry of the keys", _observe),
-    Step("evaluation", "Perplexity through 1-bit caches", _evaluate, _CODEC_STEPS),
+    Step("evaluation", "Perplexity through the caches", _evaluate, _CODEC_STEPS),
+    Step("certificate", "Bound the errors of attention", _certify, ("codec-transform-both",)),
 )

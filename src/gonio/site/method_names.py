@@ -7,6 +7,8 @@ __all__ = ["METHODS", "PROTOCOLS", "method_name", "protocol_name"]
 # From exact to useless.
 METHODS = {
     "full": "full precision",
+    "transform-both": "2.28 bits, transform, keys and values",
+    "transform-keys": "1.78 bits, transform, keys",
     "sign-learned": "1 bit, learned rotation",
     "sign-hadamard": "1 bit, random Hadamard",
     "sign-haar": "1 bit, random rotation",
