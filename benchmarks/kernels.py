@@ -9,6 +9,7 @@ every compiled level is timed against the best, and two threads against one. Exi
 result is wrong.
 
 Run: python benchmarks/kernels.py [--tokens 131072] [--dims 128 64] [--rounds 9] [--threads 1]
+     [--parts scores attention levels threads]
 """
 
 import argparse
@@ -30,6 +31,7 @@ from gonio.kernels.threads import run_together
 from gonio.quant.scalar import gaussian_lloyd_max
 
 HEADS, GROUP = 8, 4
+PARTS = ["scores", "attention", "levels", "threads"]
 CHECKED = 2048  # tokens whose results are compared with the reference
 LIMITS = {False: 0.02, True: 0.001}  # error of int8 and int16 scores over the scores' deviation
 ATTENTION_LIMIT = 0.02  # relative error of outputs: 8-bit tables, weights and levels
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--dims", type=int, nargs="+", default=[128, 64])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--level", default=available_levels()[-1])
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -63,10 +66,14 @@ def main() -> None:
     print(f"{chosen.threads} thread(s), kernels {chosen.level}; ratios: median (quartiles; best)")
     for dim in chosen.dims:
         rng = torch.Generator().manual_seed(dim)
-        run_scores(dim, chosen, rng)
-        run_attention(dim, chosen, rng)
-    run_levels(chosen, torch.Generator().manual_seed(0))
-    run_threads(chosen, torch.Generator().manual_seed(0))
+        if "scores" in chosen.parts:
+            run_scores(dim, chosen, rng)
+        if "attention" in chosen.parts:
+            run_attention(dim, chosen, rng)
+    if "levels" in chosen.parts:
+        run_levels(chosen, torch.Generator().manual_seed(0))
+    if "threads" in chosen.parts:
+        run_threads(chosen, torch.Generator().manual_seed(0))
 
 
 def pack(kind: str, widths: list[int], dim: int, tokens: int, rng: torch.Generator) -> Packed:

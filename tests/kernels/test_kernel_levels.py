@@ -189,6 +189,27 @@ def test_few_heavy_tokens_do_not_drown_the_many(level, rng):
     assert (alone - expected.flatten()).norm() > 0.2 * expected.norm()
 
 
+@pytest.mark.parametrize("heavy_rows", [[1], [0, 2], [3, 1], [0, 1, 2, 3]])
+@pytest.mark.parametrize("mix", ["narrow", "all"])
+def test_each_row_has_heavy_tokens_of_its_own(heavy_rows, mix, level, rng):
+    """Rows that need a second byte of weight beside rows that do not, in one tile."""
+    layer = make_layer(mix, 2, 32, rng)
+    vectors = torch.randn(64, 700, generator=rng)
+    mask = torch.zeros(1, 4, 700)
+    for row in heavy_rows:
+        mask[0, row] = -6.55
+        mask[0, row, 100 + row] = 0
+    keys, values = (pack(layer, kind, vectors, 1) for kind in ("keys", "values"))
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    query = torch.randn(1, 2, 4, 32, generator=rng) * 0.02
+    expected, found = (
+        normalized(attention(query, keys, values, *plans, None, mask, 0.0, 700, False, which))
+        for which in ("reference", level)
+    )
+    error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert (error <= 0.02).all()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing_but_the_order_of_sums(threads, compiled_level, rng):
     level = compiled_level

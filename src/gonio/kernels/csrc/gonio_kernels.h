@@ -108,13 +108,14 @@ void arrange_avx2(query_tables *tables);
 void arrange_avx512(query_tables *tables);
 
 /* What a tile's tokens weigh. First `found` holds whole scores, or `weights` scores as numbers;
- * then weights, as numbers or as bytes. Bytes are in units of `unit` of their row: high alone, or
- * where a row of the tile has few heavy tokens (is_split) 256 high + low. */
+ * then weights, as numbers or as bytes in units of `byte_unit` of their row. A row with few heavy
+ * tokens takes a second byte, low, in units of `unit`, of which the first counts 256. */
 typedef struct {
-    int rows, blocks, is_split, has_wides;
-    int64_t planes;      /* of the head; at least 1 */
-    const uint8_t *next; /* the head that is read next, to fetch it early */
-    float unit[GROUP];
+    int rows, blocks, has_wides;
+    int heavies, heavy[GROUP]; /* the rows to which low[0], low[1], ... belong */
+    int64_t planes;            /* of the head; at least 1 */
+    const uint8_t *next;       /* the head that is read next, to fetch it early */
+    float unit[GROUP], byte_unit[GROUP]; /* of weights as bf16; of high */
     union {
         int32_t found[GROUP][TILE];
         float weights[GROUP][TILE];

@@ -8,7 +8,7 @@
 #include <immintrin.h>
 
 #define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
-#define MOST_OF_MEAN 32 /* a row is split when its largest weight is more than 32 times the mean */
+#define MOST_OF_MEAN 32 /* a row takes two bytes when its largest weight is more times the mean */
 #define BYTE_UNITS 255.0f
 #define SPLIT_UNITS 65535.0f
 
@@ -56,8 +56,8 @@ typedef struct {
 } row_shift;
 
 /* Weights of one row in units of which the largest has `units`; returns their sum. */
-INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, const int is_number,
-                          const int is_split, const int has_wides) {
+INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, uint8_t *low,
+                          const int is_number, const int is_split, const int has_wides) {
     const __m512 slope = _mm512_set1_ps(shift.scale * 1.44269504f); /* powers of two, not of e */
     const __m512 most = _mm512_set1_ps(shift.most);
     const __m512 top = _mm512_set1_ps(is_split ? 15.99997799f : 7.99435344f); /* log2 of units */
@@ -80,7 +80,7 @@ INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, const int 
             sum[k] = _mm512_add_ps(sum[k], weight[k]);
             __m512i whole = _mm512_cvtps_epi32(weight[k]);
             if (is_split) {
-                _mm_store_si128((__m128i *)(tile->low[row] + at), _mm512_cvtepi32_epi8(whole));
+                _mm_store_si128((__m128i *)(low + at), _mm512_cvtepi32_epi8(whole));
                 whole = _mm512_srli_epi32(whole, 8);
             }
             _mm_store_si128((__m128i *)(tile->high[row] + at), _mm512_cvtepi32_epi8(whole));
@@ -91,23 +91,73 @@ INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, const int 
     return _mm512_reduce_add_ps(sum[0]);
 }
 
-/* All rows; returns whether one token of a row has much of its weight. */
-INLINE512 int weigh_rows(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
-                         const int is_split, const int has_wides) {
-    int is_heavy = 0;
-    for (int r = 0; r < tile->rows; r++) {
-        sum[r] = weigh_row(tile, r, shift[r], is_number, is_split, has_wides);
-        is_heavy |= BYTE_UNITS * (float)(tile->blocks * BLOCK) > MOST_OF_MEAN * sum[r];
+/* The high bytes of two vectors of 16-bit numbers packed from 64, in their order. */
+static const uint8_t packed_places[64] __attribute__((aligned(64))) = {
+    1, 3, 5, 7, 17, 19, 21, 23, 33, 35, 37, 39, 49, 51, 53, 55,
+    9, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47, 57, 59, 61, 63,
+    65, 67, 69, 71, 81, 83, 85, 87, 97, 99, 101, 103, 113, 115, 117, 119,
+    73, 75, 77, 79, 89, 91, 93, 95, 105, 107, 109, 111, 121, 123, 125, 127};
+
+/* 255 * 2^(i / 64): a byte's weights lie far further apart than these. */
+static const uint16_t powers[64] __attribute__((aligned(64))) = {
+    255, 258, 261, 263, 266, 269, 272, 275, 278, 281, 284, 287, 290, 294, 297, 300,
+    303, 307, 310, 313, 317, 320, 324, 327, 331, 334, 338, 342, 345, 349, 353, 357,
+    361, 365, 369, 373, 377, 381, 385, 389, 393, 398, 402, 406, 411, 415, 420, 424,
+    429, 434, 438, 443, 448, 453, 458, 463, 468, 473, 478, 483, 488, 494, 499, 505};
+
+/* The same in one byte only: powers of two from a table, in 16-bit lanes. Sums the bytes, not what
+ * they were rounded from. */
+INLINE512 float weigh_bytes(value_tile *tile, int row, row_shift shift, const int is_number) {
+    const __m512 slope = _mm512_set1_ps(shift.scale * (64 * 1.44269504f));
+    const __m512 most = _mm512_set1_ps(shift.most), top = _mm512_set1_ps(8 * 64);
+    const __m512i most_found = _mm512_set1_epi32(shift.most_found);
+    const __m512i low = _mm512_load_si512(powers), high = _mm512_load_si512(powers + 32);
+    const __m512i place = _mm512_load_si512(packed_places);
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
+        __m512i steps[4], weight[2]; /* 64 steps from one power of two to the next, 0 for 2^-8 */
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            int at = i + 16 * k;
+            __m512 x = is_number ? _mm512_sub_ps(_mm512_load_ps(tile->weights[row] + at), most)
+                                 : _mm512_cvtepi32_ps(_mm512_sub_epi32(
+                                       _mm512_load_si512(tile->found[row] + at), most_found));
+            steps[k] = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, slope, top));
+        }
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            __m512i both = _mm512_packs_epi32(steps[2 * k], steps[2 * k + 1]);
+            /* The lowest 6 bits look up a power; shifted by a negative number it becomes 0. */
+            weight[k] = _mm512_sllv_epi16(_mm512_permutex2var_epi16(low, both, high),
+                                          _mm512_srai_epi16(both, 6));
+            weight[k] = _mm512_add_epi16(weight[k], _mm512_set1_epi16(128)); /* to round */
+        }
+        __m512i bytes = _mm512_permutex2var_epi8(weight[0], place, weight[1]);
+        _mm512_store_si512(tile->high[row] + i, bytes);
+        sum = _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi8(1));
     }
-    return is_heavy;
+    return (float)_mm512_reduce_add_epi32(sum);
 }
 
 /* One byte errs by half of 1/255 of the heaviest weight: where that one stands out it would drown
- * the others, and two bytes are taken. */
+ * the others, and that row takes two bytes. */
 INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
                      const int has_wides) {
-    tile->is_split = weigh_rows(tile, shift, sum, is_number, 0, has_wides);
-    if (tile->is_split) weigh_rows(tile, shift, sum, is_number, 1, has_wides);
+    float count = (float)(tile->blocks * BLOCK);
+    tile->heavies = 0;
+    for (int r = 0; r < GROUP; r++) tile->unit[r] = tile->byte_unit[r] = 0;
+    for (int r = 0; r < tile->rows; r++) {
+        sum[r] = has_wides ? weigh_row(tile, r, shift[r], NULL, is_number, 0, 1)
+                           : weigh_bytes(tile, r, shift[r], is_number);
+        tile->unit[r] = tile->byte_unit[r] = 1 / BYTE_UNITS;
+        if (sum[r] == 0 || BYTE_UNITS * count <= MOST_OF_MEAN * sum[r]) continue;
+        uint8_t *low = tile->low[tile->heavies];
+        tile->heavy[tile->heavies++] = r;
+        sum[r] = has_wides ? weigh_row(tile, r, shift[r], low, is_number, 1, 1)
+                           : weigh_row(tile, r, shift[r], low, is_number, 1, 0);
+        tile->unit[r] = 1 / SPLIT_UNITS;
+        tile->byte_unit[r] = 256 / SPLIT_UNITS;
+    }
 }
 
 AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_number,
@@ -127,13 +177,14 @@ AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_n
         tile->has_wides ? weigh(tile, shift, sum, 1, 1) : weigh(tile, shift, sum, 1, 0);
     else
         tile->has_wides ? weigh(tile, shift, sum, 0, 1) : weigh(tile, shift, sum, 0, 0);
-    for (int r = 0; r < GROUP; r++) tile->unit[r] = 0;
     for (int r = 0; r < tile->rows; r++) {
         factor[r] = 1.0f;
         if (sum[r] == 0) continue;
         float before = *rows[r].max, now = shift[r].most > before ? shift[r].most : before;
         factor[r] = before == now ? 1.0f : expf(before - now);
-        tile->unit[r] = expf(shift[r].most - now) / (tile->is_split ? SPLIT_UNITS : BYTE_UNITS);
+        float share = shift[r].most == now ? 1.0f : expf(shift[r].most - now);
+        tile->unit[r] *= share;
+        tile->byte_unit[r] *= share;
         *rows[r].max = now;
         *rows[r].total = *rows[r].total * factor[r] + sum[r] * tile->unit[r];
         is_changed |= factor[r] != 1.0f;
@@ -172,8 +223,16 @@ INLINE512 __m512i fold(__m512i a, __m512i b, __m512i c, __m512i d) {
     return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
 }
 
-INLINE512 void store_sums(float *sums, __m512i all, __m512 units) {
-    _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_cvtepi32_ps(all), units, _mm512_load_ps(sums)));
+/* Bytes that are read, of which row r of the sums owns those at `order`[r], in `units`[r]. */
+typedef struct {
+    const uint8_t (*weights)[TILE];
+    __m512 units;
+    __m512i order;
+} weighed_rows;
+
+INLINE512 void store_sums(float *sums, __m512i all, const weighed_rows *rows) {
+    __m512 own = _mm512_permutevar_ps(_mm512_cvtepi32_ps(all), rows->order);
+    _mm512_store_ps(sums, _mm512_fmadd_ps(own, rows->units, _mm512_load_ps(sums)));
 }
 
 /* sum + four products of unsigned weights and signed levels. In assembly, because gcc 12 copies
@@ -192,14 +251,14 @@ INLINE512 const uint8_t *to_fetch(const value_pair *pair, size_t stride, const v
 
 /* Two pairs side by side: 16 sums in registers hide the latency of vpdpbusd. */
 INLINE512 void add_two(const value_pair *pair, const uint8_t *planes, size_t stride,
-                       const value_tile *tile, __m512 units, float *sums, const int is_whole,
-                       const int rows) {
+                       const value_tile *tile, const weighed_rows *own, float *sums,
+                       const int is_whole, const int is_apart, const int rows) {
+    /* is_apart: the pairs may lie in two planes. */
     /* vpermb reads 6 bits, two of which belong to a neighbor: the tables repeat. */
     __m512i table[4], sum[4][GROUP];
     const uint8_t *first = planes + pair[0].plane, *second = planes + pair[1].plane;
     const uint8_t *next = to_fetch(pair, stride, tile);
     const uint8_t *also = to_fetch(pair + 1, stride, tile);
-    const int is_apart = first != second;
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++) {
         table[k] = _mm512_loadu_si512(pair[k / 2].level[k % 2]);
@@ -209,7 +268,8 @@ INLINE512 void add_two(const value_pair *pair, const uint8_t *planes, size_t str
     const int blocks = is_whole ? TILE_BLOCKS : tile->blocks; /* unrolled where it is constant */
 #pragma GCC unroll 4
     for (int b = 0; b < blocks; b++, first += stride, second += stride) {
-        __m512i codes = _mm512_loadu_si512(first), more = _mm512_loadu_si512(second), found[4];
+        __m512i codes = _mm512_loadu_si512(first), found[4];
+        __m512i more = is_apart ? _mm512_loadu_si512(second) : codes;
         _mm_prefetch((const char *)next + b * BLOCK, _MM_HINT_T0);
         if (is_apart) _mm_prefetch((const char *)also + b * BLOCK, _MM_HINT_T0);
         found[0] = _mm512_permutexvar_epi8(codes, table[0]);
@@ -218,7 +278,7 @@ INLINE512 void add_two(const value_pair *pair, const uint8_t *planes, size_t str
         found[3] = _mm512_permutexvar_epi8(_mm512_srli_epi16(more, 4), table[3]);
 #pragma GCC unroll 4
         for (int g = 0; g < rows; g++) {
-            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
+            __m512i weight = _mm512_load_si512(own->weights[g] + b * BLOCK);
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) sum[k][g] = add_products(sum[k][g], weight, found[k]);
         }
@@ -226,58 +286,46 @@ INLINE512 void add_two(const value_pair *pair, const uint8_t *planes, size_t str
 #pragma GCC unroll 4
     for (int k = 0; k < 4; k++)
         store_sums(sums + pair[k / 2].dim[k % 2] * PARTS * GROUP,
-                   fold(sum[k][0], sum[k][1], sum[k][2], sum[k][3]), units);
-}
-
-/* One pair, with weights of two bytes. */
-INLINE512 void add_split(const value_pair *pair, const uint8_t *planes, size_t stride,
-                         const value_tile *tile, __m512 units, float *sums, const int rows) {
-    __m512i table[2], high[2][GROUP], low[2][GROUP];
-    const uint8_t *plane = planes + pair->plane;
-    const uint8_t *next = to_fetch(pair, stride, tile);
-#pragma GCC unroll 2
-    for (int k = 0; k < 2; k++) {
-        table[k] = _mm512_loadu_si512(pair->level[k]);
-#pragma GCC unroll 4
-        for (int g = 0; g < GROUP; g++) high[k][g] = low[k][g] = _mm512_setzero_si512();
-    }
-    for (int b = 0; b < tile->blocks; b++, plane += stride) {
-        __m512i codes = _mm512_loadu_si512(plane), found[2];
-        _mm_prefetch((const char *)next + b * BLOCK, _MM_HINT_T0);
-        found[0] = _mm512_permutexvar_epi8(codes, table[0]);
-        found[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table[1]);
-#pragma GCC unroll 4
-        for (int g = 0; g < rows; g++) {
-            __m512i weight = _mm512_load_si512(tile->high[g] + b * BLOCK);
-            __m512i rest = _mm512_load_si512(tile->low[g] + b * BLOCK);
-#pragma GCC unroll 2
-            for (int k = 0; k < 2; k++) {
-                high[k][g] = add_products(high[k][g], weight, found[k]);
-                low[k][g] = add_products(low[k][g], rest, found[k]);
-            }
-        }
-    }
-#pragma GCC unroll 2
-    for (int k = 0; k < 2; k++) {
-        __m512i all = fold(high[k][0], high[k][1], high[k][2], high[k][3]);
-        all = _mm512_add_epi32(_mm512_slli_epi32(all, 8),
-                               fold(low[k][0], low[k][1], low[k][2], low[k][3]));
-        store_sums(sums + pair->dim[k] * PARTS * GROUP, all, units);
-    }
+                   fold(sum[k][0], sum[k][1], sum[k][2], sum[k][3]), own);
 }
 
 INLINE512 void add_pairs(const value_pair *pairs, int64_t count, const uint8_t *planes,
-                         size_t stride, const value_tile *tile, float *sums, const int rows) {
-    __m512 units = _mm512_broadcast_f32x4(_mm_loadu_ps(tile->unit));
-    if (tile->is_split)
-        for (int64_t i = 0; i < count; i++)
-            add_split(pairs + i, planes, stride, tile, units, sums, rows);
-    else if (tile->blocks == TILE_BLOCKS)
+                         size_t stride, const value_tile *tile, const weighed_rows *own,
+                         float *sums, const int rows) {
+    if (tile->blocks == TILE_BLOCKS)
         for (int64_t i = 0; i < count; i += 2)
-            add_two(pairs + i, planes, stride, tile, units, sums, 1, rows);
+            if (pairs[i].plane == pairs[i + 1].plane)
+                add_two(pairs + i, planes, stride, tile, own, sums, 1, 0, rows);
+            else
+                add_two(pairs + i, planes, stride, tile, own, sums, 1, 1, rows);
     else
         for (int64_t i = 0; i < count; i += 2)
-            add_two(pairs + i, planes, stride, tile, units, sums, 0, rows);
+            add_two(pairs + i, planes, stride, tile, own, sums, 0, 1, rows);
+}
+
+AVX512_TARGET static void add_rows(const value_pair *pairs, int64_t count, const uint8_t *planes,
+                                   size_t stride, const value_tile *tile, const weighed_rows *own,
+                                   int rows, float *sums) {
+    switch (rows) {
+    case 0: break;
+    case 1: add_pairs(pairs, count, planes, stride, tile, own, sums, 1); break;
+    case 2: add_pairs(pairs, count, planes, stride, tile, own, sums, 2); break;
+    case 3: add_pairs(pairs, count, planes, stride, tile, own, sums, 3); break;
+    default: add_pairs(pairs, count, planes, stride, tile, own, sums, 4);
+    }
+}
+
+/* Low bytes lie in the order of tile->heavy; rows without them have a unit of zero. */
+AVX512_TARGET static weighed_rows low_rows(const value_tile *tile) {
+    float unit[GROUP] = {0};
+    int32_t order[GROUP] = {0};
+    for (int i = 0; i < tile->heavies; i++) {
+        unit[tile->heavy[i]] = tile->unit[tile->heavy[i]];
+        order[tile->heavy[i]] = i;
+    }
+    weighed_rows found = {tile->low, _mm512_broadcast_f32x4(_mm_loadu_ps(unit)),
+                          _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)order))};
+    return found;
 }
 
 /* Level of each code below 64 (of its low 6 bits), 16-bit lanes. */
@@ -333,12 +381,11 @@ AVX512_TARGET static void add_wides(const plan *values, const head_plan *head,
 AVX512_TARGET void add_values_avx512(const plan *values, const head_plan *head,
                                      const value_pair *pairs, int64_t count, const uint8_t *planes,
                                      size_t stride, const value_tile *tile, float *sums) {
-    switch (tile->rows) {
-    case 1: add_pairs(pairs, count, planes, stride, tile, sums, 1); break;
-    case 2: add_pairs(pairs, count, planes, stride, tile, sums, 2); break;
-    case 3: add_pairs(pairs, count, planes, stride, tile, sums, 3); break;
-    default: add_pairs(pairs, count, planes, stride, tile, sums, 4);
-    }
+    weighed_rows high = {tile->high, _mm512_broadcast_f32x4(_mm_loadu_ps(tile->byte_unit)),
+                         _mm512_broadcast_i32x4(_mm_set_epi32(3, 2, 1, 0))};
+    weighed_rows low = low_rows(tile);
+    add_rows(pairs, count, planes, stride, tile, &high, tile->rows, sums);
+    add_rows(pairs, count, planes, stride, tile, &low, tile->heavies, sums);
     if (head->wides) add_wides(values, head, planes, stride, tile, sums);
 }
 #endif
