@@ -9,7 +9,8 @@ from gonio.errors import RecordError
 from gonio.records import make_measurement
 from gonio.site.certificate_figures import bounds_figure, certificate_figures, slack_figure
 from gonio.site.collection import collect
-from gonio.site.pages import COMMANDS, make_pages
+from gonio.site.commands import COMMANDS
+from gonio.site.pages import make_pages
 from gonio.theorems import load_families
 
 BOUNDS = {"weights": 2.0, "scores": 5.0, "queries": 20.0, "norms": 40.0}  # over the error

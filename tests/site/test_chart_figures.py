@@ -326,6 +326,6 @@ def test_the_explorer_takes_the_cells_of_a_study():
     assert explorer.runs == tuple(f"m, {r}, seed {s}" for r in ("dpo", "clm") for s in (1, 2))
     assert [option.value for option in explorer.projections] == [ALL]
     assert [option.value for option in explorer.quantities] == ["right_overlap"]
-    assert explorer.shown == 4
+    assert explorer.shown == (0, 1, 2, 3)
     params = {p["name"]: p["value"] for p in explorer.figure.panels[0].spec["params"]}
     assert params["runs"] == "|0|1|2|3|"

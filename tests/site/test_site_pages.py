@@ -14,8 +14,9 @@ import pytest
 from gonio.records import make_measurement, make_value
 from gonio.site import build_site
 from gonio.site.collection import collect
+from gonio.site.commands import COMMANDS, WAYS
 from gonio.site.numbers import is_missing, show, slug
-from gonio.site.pages import COMMANDS, make_pages
+from gonio.site.pages import make_pages
 from gonio.theorems import load_catalogue, load_families
 
 EVIL = "<script>alert(1)</script>&\"'"
@@ -195,10 +196,10 @@ def test_a_missing_kind_names_its_command(read, empty_site):
     pages = read.parse(empty_site)
     adapters = " ".join(pages["adapters.html"].words)
     caches = " ".join(pages["caches.html"].words)
-    for kind, command in COMMANDS.items():
-        if kind != "theorem-check":
-            assert command in adapters + caches
-    assert COMMANDS["theorem-check"] in " ".join(pages["theorems.html"].words)
+    for kind, way in WAYS.items():
+        if kind not in ("theorem-check", "adapter-fleet"):
+            assert way.line in adapters + caches
+    assert WAYS["theorem-check"].line in " ".join(pages["theorems.html"].words)
     assert not any(page.specs for page in pages.values())
     statuses = {a["data-status"] for _, a in pages["theorems.html"].elements if "data-status" in a}
     # what proofs alone support
@@ -217,6 +218,34 @@ def test_the_commands_named_exist(line):
         assert verb in command.commands
         command = command.commands[verb]
     assert isinstance(command, click.Command)
+
+
+@pytest.mark.parametrize("kind", WAYS)
+def test_the_lines_to_run_are_understood(kind):
+    """Options and arguments of a line that a section tells the reader to run are the command's."""
+    way = WAYS[kind]
+    _, noun, verb, *arguments = way.line.split()
+    command = getattr(import_module(f"gonio.cli.{noun}"), noun).commands[verb]
+    assert command.make_context(verb, list(arguments)).command is command
+    assert way.target == arguments[-1]
+    with pytest.raises(click.NoSuchOption):
+        command.make_context(verb, [*arguments, "--no-such-option"])
+
+
+@pytest.mark.parametrize("kept", ["adapter-spectrum", "cache-evaluation"])
+def test_a_site_of_one_record_says_what_else_to_run(make, read, kept, tmp_path):
+    """Every section is either drawn or names its command; no chart is without data."""
+    found = [m for m in make.records(2, 1, 2) if m.record.kind == kept]
+    site = build_site(found, tmp_path / "out").parent
+    for name in ("adapters.html", "caches.html"):
+        text = (site / name).read_text(encoding="utf-8")
+        for part in re.findall(r"<section id=\"([a-z-]+)\">(.*?)</section>", text, re.DOTALL):
+            kind = "adapter-spectrum" if part[0] == "explorer" else part[0]
+            is_told = f"<code>{WAYS[kind].line}" in part[1]
+            assert is_told != ('class="chart"' in part[1]), part[0]
+    for page in read.parse(site).values():
+        for spec in specs_of(page):
+            assert any(spec.get("datasets", {}).values())
 
 
 def test_an_unknown_kind_is_in_provenance_only(read, tmp_path):
@@ -305,7 +334,9 @@ def test_an_adapter_of_zero_updates_only_has_nothing_to_draw(make, read, tmp_pat
     measurement.tables["modules"]["stable_rank"] = math.nan
     page = read.parse(build_site([measurement], tmp_path / "out").parent)["adapters.html"]
     assert not page.specs
-    assert "hold nothing to draw" in " ".join(" ".join(page.words).split())
+    words = " ".join(" ".join(page.words).split())
+    assert "holds nothing to draw here" in words
+    assert WAYS["adapter-spectrum"].line in words
 
 
 @pytest.mark.parametrize(

@@ -118,8 +118,9 @@ def stable_rank_summary(records: Sequence[SiteRecord]) -> Figure | None:
         title="How many directions does fine-tuning turn?",
         description=words,
         caption=(
-            "Median stable rank over the layers, by projection; the bar holds the middle half of "
-            "the layers. Gray: 95% of what random factors of the same shape give."
+            "Median stable rank over the layers, by projection (the weight matrices of a layer); "
+            "the bar holds the middle half of the layers. Gray: 95% of what random factors of "
+            "the same shape give, which is chance."
         ),
         panels=(Panel("", _summary_chart(rows, legend, words)),),
         table=table_from_rows(
@@ -138,6 +139,17 @@ def stable_rank_summary(records: Sequence[SiteRecord]) -> Figure | None:
         legend=legend,
         chance="random factors, 95%",
         is_chance_band=True,
+        finding=_finding(rows),
+    )
+
+
+def _finding(rows: Sequence[Mapping[str, Any]]) -> str:
+    medians = [row["median"] for row in rows]
+    found = " to ".join(dict.fromkeys(show(f(medians), 2) for f in (min, max)))
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    return (
+        f"Stable rank, the number of directions that carry an update: {found} after training, "
+        f"where random factors of the same shapes give {show(low, 2)} to {show(high, 2)}."
     )
 
 

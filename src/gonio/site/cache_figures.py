@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gonio.site.charts import (
+    TWO_LINES,
+    are_bounded,
     chance_rule,
     color_by,
     data_of,
     finish,
     focus_opacity,
     focus_param,
+    log_ticks,
     series_marks,
     shape_by,
     tooltips,
@@ -144,7 +147,8 @@ def recall_figure(entry: SiteRecord) -> Figure | None:
         caption=(
             "A passage of random words is hidden in the text (depth 0: at its start, 1: right "
             "before the end), and its first tokens come again. Shown: the share of the rest that "
-            "the model predicts first, reading it through the cache. Dashed: the same text "
+            "the model predicts first, reading it through the cache; bars: 95% intervals over "
+            "passages. Dashed: the same text "
             "without the passage in full precision, which is what can be guessed."
         ),
         panels=tuple(panels),
@@ -244,7 +248,7 @@ def _chart(
             type="nominal",
             sort=list(methods),
             title=None,
-            axis=alt.Axis(labelLimit=170, grid=True),
+            axis=alt.Axis(labelLimit=170, labelExpr=TWO_LINES, grid=True),
         ),
         yOffset=alt.YOffset("protocol", type="nominal", sort=list(legend)),
         color=color_by("protocol", legend),
@@ -327,7 +331,7 @@ def _recall_chart(
         for row in rows
     ]
     base = alt.Chart(data_of(data)).encode(
-        x=alt.X("depth", type="quantitative", scale=alt.Scale(domain=[0, 1])),
+        x=alt.X("depth", type="quantitative", scale=alt.Scale(domain=[0, 1], padding=8)),
         y=alt.Y(
             "correct_top1", type="quantitative", title="recalled", scale=alt.Scale(domain=[0, 1])
         ),
@@ -337,7 +341,13 @@ def _recall_chart(
             dict.fromkeys(("depth", "correct_top1", "nll"), ".3~g"),
         ),
     )
-    chart = alt.layer(chance_rule(chance), *series_marks(base, "method", legend))
+    bars = base.mark_rule().encode(
+        y=alt.Y("correct_top1_low", type="quantitative"),
+        y2=alt.Y2("correct_top1_high"),
+        opacity=focus_opacity("method", 0.5),
+    )
+    bounds = [bars] if are_bounded(data, "correct_top1_low", "correct_top1_high") else []
+    chart = alt.layer(chance_rule(chance), *bounds, *series_marks(base, "method", legend))
     return finish(chart.add_params(focus_param()), height=240, description=words)
 
 
@@ -350,8 +360,22 @@ def _memory_chart(
     import altair as alt
 
     scale = alt.Scale(type="log", nice=False)
-    x_axis = alt.X("seq_len", type="quantitative", scale=scale, title="tokens of context")
-    y_axis = alt.Y("mib", type="quantitative", scale=scale, title="memory (MiB)")
+    lengths = sorted({row["seq_len"] for row in rows})
+    sizes = [size for row in (*rows, *exact) if (size := row["mib"])]
+    x_axis = alt.X(
+        "seq_len",
+        type="quantitative",
+        scale=scale,
+        title="tokens of context",
+        axis=alt.Axis(values=lengths, format=",d", grid=False, labelOverlap=True),
+    )
+    y_axis = alt.Y(
+        "mib",
+        type="quantitative",
+        scale=scale,
+        title="memory (MiB)",
+        axis=alt.Axis(values=log_ticks(min(sizes), max(sizes)), format=",~r"),
+    )
     base = alt.Chart(data_of(rows)).encode(
         x=x_axis,
         y=y_axis,

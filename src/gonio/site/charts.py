@@ -12,6 +12,7 @@ from typing import Any
 
 __all__ = [
     "SHAPES",
+    "TWO_LINES",
     "are_bounded",
     "chance_band",
     "chance_rule",
@@ -28,6 +29,11 @@ __all__ = [
 ]
 
 SHAPES = ("circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right")
+# Label of an axis: a long name goes on in a second line after its last comma.
+TWO_LINES = (
+    "length(datum.label) > 27 "
+    "? split(replace(datum.label, regexp(', ([^,]*)$'), '|$1'), '|') : datum.label"
+)
 _SCHEMA_KEYS = ("$schema", "config", "usermeta")
 
 

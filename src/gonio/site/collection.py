@@ -167,8 +167,17 @@ def _given_label(settings: Mapping[str, Any]) -> str:
 
 def _name(record: Record) -> str:
     """Kind and label; never ``record``, whose JSON file would look like a stored record."""
-    name = slug(f"{record.kind} {_given_label(record.settings)}")[:80]
+    name = slug(f"{record.kind} {_given_label(record.settings)} {_codec(record)}")[:80]
     return "record-1" if name == "record" else name
+
+
+def _codec(record: Record) -> str:
+    """What tells the codecs of one model apart; empty of other records."""
+    if record.kind != "cache-calibration":
+        return ""
+    names = ("method", "bits", "rotation", "value_method", "value_bits")
+    parts = [record.settings.get(name) for name in names]
+    return " ".join(str(part) for part in parts if part is not None)
 
 
 def _sort_key(measurement: Measurement, digest: str) -> tuple[str, str, str, str]:

@@ -326,7 +326,7 @@ def _center_chart(
             sort=lines,
             title=None,
             # Two lines per label: model, then what was measured.
-            axis=alt.Axis(grid=False, labelLimit=150, labelExpr="split(datum.label, ', ')"),
+            axis=alt.Axis(grid=False, labelLimit=170, labelExpr="split(datum.label, ', ')"),
         ),
         yOffset=alt.YOffset("center", type="nominal", sort=list(legend)),
         color=color_by("center", legend),

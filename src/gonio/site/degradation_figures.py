@@ -215,6 +215,8 @@ def _chart(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str)
 
     ends = [row[end] for row in rows for end in ("from", "to")]
     ticks = [2**n for n in range(30) if min(ends) <= 2**n <= max(ends)]
+    if len(ticks) < 2:
+        ticks = sorted({round(row["tokens"]) for row in rows})
     scale = alt.Scale(type="log", domain=[min(ends), max(ends)], nice=False, padding=8)
     y_scale = alt.Scale(type="log", nice=True)
     ratios = [row["high"] or row["ratio"] for row in rows]
@@ -267,14 +269,17 @@ def _pair_chart(
     edges = [row[end] or row["ratio"] for row in rows for end in ("low", "high")]
     ticks = log_ticks(min(1, *edges) / 10, 10 * max(1, *edges))
     scale = alt.Scale(type="log", nice=True)
-    # Two lines per label: pairs of long names do not fit beside a narrow chart.
+    # Two lines per label, or more: pairs of long names do not fit beside a narrow chart.
+    label = "replace(datum.label, regexp(', keys and values', 'g'), '|keys and values')"
     base = alt.Chart(data_of(rows)).encode(
         y=alt.Y(
             "pair",
             type="nominal",
             sort=pairs,
             title=None,
-            axis=alt.Axis(grid=True, labelLimit=170, labelExpr="split(datum.label, ' / ')"),
+            axis=alt.Axis(
+                grid=True, labelLimit=170, labelExpr=f"split(replace({label}, ' / ', '|'), '|')"
+            ),
         ),
         yOffset=alt.YOffset("panel", type="nominal", sort=list(legend)),
         color=color_by("panel", legend),
@@ -309,4 +314,4 @@ def _pair_chart(
         .encode(x=alt.X("equal", type="quantitative"))
     )
     chart = alt.layer(equal, *([bars] if are_bounded(rows) else []), dots).add_params(focus_param())
-    return finish(chart, height=max(80, 46 * len(pairs)), description=words)
+    return finish(chart, height=max(80, 52 * len(pairs)), description=words)

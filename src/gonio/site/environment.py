@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from gonio import __version__
+from gonio.site.commands import WAYS
 from gonio.site.numbers import show, show_interval, slug
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def make_environment() -> Environment:
         show_interval=show_interval,
         slug=slug,
     )
-    environment.globals.update(pages=PAGES, version=__version__)
+    environment.globals.update(pages=PAGES, version=__version__, ways=WAYS)
     return environment
 
 
@@ -62,8 +64,11 @@ def render(environment: Environment, page: str, context: dict[str, Any]) -> str:
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may be broken after its underscores, and is copied without the break."""
-    return Markup("_<wbr>").join(name.split("_"))
+    """A name that may be broken after underscores and dots, and is copied without the break."""
+    return Markup("").join(
+        Markup("{}<wbr>").format(part) if part in "_." else part
+        for part in re.split("([_.])", name)
+    )
 
 
 def _compact_json(value: Any) -> str:

@@ -63,7 +63,7 @@ class Explorer:
         axes: What runs along the horizontal axis.
         projections: The mean over projections, and each projection.
         runs: Names of the runs, in palette order.
-        shown: How many of them are drawn at first.
+        shown: Places of those drawn at first, which have the first quantity.
     """
 
     figure: Figure
@@ -71,7 +71,7 @@ class Explorer:
     axes: tuple[Option, ...]
     projections: tuple[Option, ...]
     runs: tuple[str, ...]
-    shown: int
+    shown: tuple[int, ...]
 
 
 def make_explorer(collection: Collection) -> Explorer | None:
@@ -105,7 +105,8 @@ def explorer_figure(records: Sequence[SiteRecord]) -> Explorer | None:
     found = [name for name in EXPLORED if any(name in row for row in rows)]
     names = {row["projection"] for row in rows} - {ALL}
     projections = (ALL, *projection_order(names))
-    shown = min(len(runs), _SHOWN)
+    have = {row["name"] for row in rows if row.get(found[0]) is not None}
+    shown = tuple(place for place, name in enumerate(runs) if name in have)[:_SHOWN]
     words = _describe(rows, found[0], runs)
     figure = Figure(
         name="explorer",
@@ -265,7 +266,7 @@ def _chart(
     rows: Sequence[Mapping[str, Any]],
     runs: Sequence[str],
     found: Sequence[str],
-    shown: int,
+    shown: Sequence[int],
     words: str,
 ) -> dict[str, Any]:
     import altair as alt
@@ -274,7 +275,7 @@ def _chart(
         alt.param(name="quantity", value=found[0]),
         alt.param(name="axis", value="layer"),
         alt.param(name="projection", value=ALL),
-        alt.param(name="runs", value="|" + "".join(f"{n}|" for n in range(shown))),
+        alt.param(name="runs", value="|" + "".join(f"{n}|" for n in shown)),
     ]
     chosen = (
         alt.Chart(data_of(rows))

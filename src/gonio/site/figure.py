@@ -76,6 +76,7 @@ class Figure:
         choice: An optional selector.
         gradient: Lowest value, chance and highest value of a color scale, empty if none.
         is_table_open: Show the table without being asked.
+        finding: What the figure shows in one sentence, computed from its numbers; may be empty.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Figure:
     choice: Choice | None = None
     gradient: tuple[str, ...] = ()
     is_table_open: bool = False
+    finding: str = ""
 
 
 def table_from_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> DataTable:

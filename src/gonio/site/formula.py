@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 __all__ = ["to_mathml"]
 
+_ARROW = re.compile("<m[io]>(&#x0(?:27F9|27FA|21D2|21D4);)</m[io]>")
 _DRAWN = re.compile(r"^<math .*</math>$", re.DOTALL)
 
 
@@ -26,5 +27,7 @@ def to_mathml(latex: str, *, block: bool = False) -> Markup:
         text = ""
     if not _DRAWN.match(text) or "\\" in text:
         return Markup('<code class="latex">{}</code>').format(latex)
+    # The converter takes arrows between clauses for letters, which touch their neighbors.
+    text = _ARROW.sub(r'<mo lspace="0.5em" rspace="0.5em">\1</mo>', text)
     labeled = text.replace("<math ", f'<math aria-label="{escape(latex)}" ', 1)
     return Markup(labeled)

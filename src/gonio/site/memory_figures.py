@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import (
+    TWO_LINES,
     color_by,
     data_of,
     finish,
@@ -190,7 +191,7 @@ def _chart(
                 type="nominal",
                 sort=methods,
                 title=None,
-                axis=alt.Axis(grid=False, labelLimit=170),
+                axis=alt.Axis(grid=False, labelLimit=170, labelExpr=TWO_LINES),
             ),
             x=alt.X(
                 "from",
@@ -241,7 +242,7 @@ def _check_chart(rows: Sequence[Mapping[str, Any]], words: str) -> dict[str, Any
                 type="nominal",
                 sort=[row["method"] for row in rows],
                 title=None,
-                axis=alt.Axis(grid=True, labelLimit=170),
+                axis=alt.Axis(grid=True, labelLimit=170, labelExpr=TWO_LINES),
             ),
             x=alt.X("ratio", type="quantitative", title="allocated over reported", scale=scale),
             tooltip=tooltips(
@@ -254,4 +255,4 @@ def _check_chart(rows: Sequence[Mapping[str, Any]], words: str) -> dict[str, Any
         .mark_rule(style="chance")
         .encode(x=alt.X("equal", type="quantitative"))
     )
-    return finish(alt.layer(equal, dots), height=max(60, 24 * len(rows)), description=words)
+    return finish(alt.layer(equal, dots), height=max(60, 28 * len(rows)), description=words)

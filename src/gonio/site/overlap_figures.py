@@ -227,7 +227,9 @@ def _chart(
                 type="quantitative",
                 title="overlap / chance",
                 scale=alt.Scale(type="sqrt", domain=[0, top], nice=True),
-                axis=alt.Axis(values=[tick for tick in TICKS if tick <= 1.25 * top]),
+                axis=alt.Axis(
+                    values=[tick for tick in TICKS if tick <= 1.25 * top], labelOverlap="greedy"
+                ),
             ),
             color=color_by("projection", legend),
             tooltip=tooltips(

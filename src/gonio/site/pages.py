@@ -8,9 +8,10 @@ from typing import Any
 
 from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
 from gonio.site.allocation_figures import allocation_figures
-from gonio.site.cache_figures import evaluation_figures, perplexity_figure
+from gonio.site.cache_figures import evaluation_figures
 from gonio.site.certificate_figures import certificate_figures
 from gonio.site.collection import Collection, SiteRecord
+from gonio.site.commands import COMMANDS, PURPOSES
 from gonio.site.cross_model_figures import (
     centering_figure,
     cross_model_figure,
@@ -21,6 +22,7 @@ from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.explorer import make_explorer
 from gonio.site.figure import Figure
 from gonio.site.fleet_figures import fleet_figure
+from gonio.site.home_figures import perplexity_summary
 from gonio.site.limit_figures import limit_excess_figure, limit_figure
 from gonio.site.observation_figures import observation_figures
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
@@ -44,43 +46,7 @@ from gonio.site.training_figures import training_figure
 from gonio.site.weight_figures import expert_gap_figure, weight_sign_figure
 from gonio.theorems import Family
 
-__all__ = ["COMMANDS", "Built", "Section", "make_pages"]
-
-# What to run when a kind of record is missing.
-COMMANDS = {
-    "training": "gonio train dpo",
-    "adapter-spectrum": "gonio adapter inspect",
-    "adapter-base-overlap": "gonio adapter compare",
-    "adapter-pair": "gonio adapter compare",
-    "adapter-fleet": "gonio adapter inspect",
-    "adapter-sweep": "gonio adapter sweep",
-    "study": "gonio study run",
-    "key-geometry": "gonio cache observe",
-    "cache-calibration": "gonio cache calibrate",
-    "cache-evaluation": "gonio cache evaluate",
-    "cache-certificate": "gonio cache certify",
-    "cache-allocation": "gonio cache allocate",
-    "cache-comparison": "gonio cache compare",
-    "weight-signs": "gonio weights measure",
-    "theorem-check": "gonio theorem check",
-}
-_PURPOSES = {
-    "training": "training curves",
-    "adapter-spectrum": "spectra of adapters",
-    "adapter-base-overlap": "overlap with the base model",
-    "adapter-pair": "overlap between adapters",
-    "adapter-fleet": "many adapters at once",
-    "adapter-sweep": "performance by rank",
-    "study": "models, recipes and seeds compared",
-    "key-geometry": "geometry of the keys",
-    "cache-calibration": "codecs beside the limits",
-    "cache-evaluation": "predictions through a compressed cache",
-    "cache-certificate": "bounds on attention outputs",
-    "cache-allocation": "bits shared over layers",
-    "cache-comparison": "other packages on the same windows",
-    "weight-signs": "weights under one bit",
-    "theorem-check": "checks of the theorems",
-}
+__all__ = ["Built", "Section", "make_pages"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +57,6 @@ class Section:
         name: Anchor.
         title: Heading.
         kind: Kind of record it shows.
-        purpose: What that kind holds, a few words.
-        command: What writes such a record.
         records: The records of that kind.
         figures: Their figures; empty when there is no record to draw.
     """
@@ -100,8 +64,6 @@ class Section:
     name: str
     title: str
     kind: str
-    purpose: str
-    command: str
     records: tuple[SiteRecord, ...]
     figures: tuple[Figure, ...]
 
@@ -138,10 +100,9 @@ def make_pages(
             **theorems_page(collection, cards, foot.commit, _all_figures(sections)),
             "counts": counts,
             "totals": _totals(cards),
-            "command": COMMANDS["theorem-check"],
         },
         "errata.html": errata_page(cards),
-        "methods.html": methods_page(COMMANDS, _PURPOSES),
+        "methods.html": methods_page(COMMANDS, PURPOSES),
         "glossary.html": glossary_page(),
         "provenance.html": {
             "records": collection.records,
@@ -241,8 +202,6 @@ def _section(
         name=kind,
         title=title,
         kind=kind,
-        purpose=_PURPOSES[kind],
-        command=COMMANDS[kind],
         records=records,
         figures=tuple(figure for figure in figures if figure is not None),
     )
@@ -305,12 +264,13 @@ def _drawn(sections: Mapping[str, Sequence[Section]]) -> dict[str, list[Use]]:
 
 def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[str, Any]:
     evaluations = collection.of_kind("cache-evaluation")
+    # Checks that newer ones replace stay on the page of provenance.
+    used = {card.record for card in cards}
+    checks = [e for e in collection.of_kind("theorem-check") if e.identifier in used]
     panel = [
         {
             "kind": kind,
-            "purpose": _PURPOSES[kind],
-            "command": COMMANDS[kind],
-            "records": collection.of_kind(kind),
+            "records": checks if kind == "theorem-check" else collection.of_kind(kind),
         }
         for kind in COMMANDS
         if kind != "adapter-fleet"
@@ -318,27 +278,17 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
     return {
         "protractor": make_protractor(collection.of_kind("key-geometry")),
         "adapter_figure": stable_rank_summary(collection.of_kind("adapter-spectrum")),
-        "cache_figure": _closed(perplexity_figure(evaluations[0])) if evaluations else None,
+        "cache_figure": perplexity_summary(evaluations[0]) if evaluations else None,
         "panel": panel,
         "counts": counts,
         "total": len(cards),
         "num_errata": sum(card.entry.erratum is not None for card in cards),
-        "check_records": collection.of_kind("theorem-check"),
+        "check_records": checks,
         "totals": _totals(cards),
-        "commands": COMMANDS,
         "environments": _environments(collection),
         "inputs": sorted({i.sha256 for e in collection.records for i in e.record.inputs}),
         "num_records": len(collection.records),
     }
-
-
-def _closed(figure: Figure | None) -> Figure | None:
-    """The figure as the home page shows it: its table folded away, its caption short."""
-    caption = (
-        "Perplexity (log scale; lower is better) with 95% intervals over text windows. "
-        "Dashed: full precision. Zeros: a cache that keeps nothing."
-    )
-    return None if figure is None else replace(figure, caption=caption, is_table_open=False)
 
 
 def _totals(cards: Sequence[Card]) -> dict[str, int]:

@@ -139,8 +139,7 @@ def _chart(
                 type="nominal",
                 sort=order,
                 title=None,
-                # Two lines per label: names of projections do not fit beside a narrow chart.
-                axis=alt.Axis(grid=False, labelLimit=130, labelExpr="split(datum.label, '.')"),
+                axis=alt.Axis(grid=False, labelLimit=130),
             ),
             yOffset=alt.YOffset("adapter", type="nominal", sort=list(legend)),
         )

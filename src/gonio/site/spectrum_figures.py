@@ -19,6 +19,7 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    log_ticks,
     shape_by,
     tooltips,
 )
@@ -67,13 +68,15 @@ def spectrum_figure(
         return None
     frames = {entry.label: _prepared(entry) for entry in drawn}
     names = projection_order(p for frame in frames.values() for p in frame["projection"])
+    # One scale for all: charts of two adapters stand beside each other.
+    lowest = min(_lowest_ratio(frame) for frame in frames.values())
     panels, rows, said = [], [], []
     for label, frame in frames.items():
         medians, nulls = _medians(frame, color), _null_rows(frame)
         words = _describe(label, frame)
         said.append(words)
         for field, title in _QUANTITIES.items():
-            chart = _fan_chart(frame, medians, nulls, field, color, names)
+            chart = _fan_chart(frame, medians, nulls, field, (color, names, lowest))
             spec = finish(chart, height=250, description=f"{title.capitalize()}. {words}")
             panels.append(Panel(f"{label}: {title}", spec))
         rows += [
@@ -159,7 +162,6 @@ def ratio_heatmap(records: Sequence[SiteRecord], column: str = "stable_rank") ->
             heading="layer",
         ),
         sources=tuple(records),
-        gradient=(show(scale[0], 3), "1", show(scale[1], 3)) if is_ratio else (),
     )
 
 
@@ -177,6 +179,10 @@ def _prepared(entry: SiteRecord) -> pd.DataFrame:
         frame = frame[frame["index"].isin(kept)]
     is_one_rank = frame["rank"].nunique() == 1
     return frame.assign(x=frame["index"] if is_one_rank else frame["index"] / frame["rank"])
+
+
+def _lowest_ratio(frame: pd.DataFrame) -> float:
+    return float(frame.loc[frame["ratio"] > 0, "ratio"].min())
 
 
 def _medians(frame: pd.DataFrame, color: str) -> list[dict[str, Any]]:
@@ -240,14 +246,14 @@ def _fan_chart(
     medians: list[dict[str, Any]],
     nulls: list[dict[str, Any]],
     field: str,
-    color: str,
-    names: Sequence[str],
+    drawing: tuple[str, Sequence[str], float],
 ) -> Any:
+    """Thin lines, thick medians and the null; ``drawing``: color, its names, the lowest ratio."""
     import altair as alt
 
+    color, names, lowest = drawing
     is_one_rank = frame["rank"].nunique() == 1
-    positive = frame.loc[frame["ratio"] > 0, "ratio"]
-    is_log = field == "ratio" and float(positive.min()) < _LOG_BELOW
+    is_log = field == "ratio" and lowest < _LOG_BELOW
     shown = frame[frame["ratio"] > 0] if is_log else frame
     fields = ["module", "layer", "projection", "index", "x", field]
     rows = _chart_rows(shown.round({field: 4}) if not is_log else shown, fields)
@@ -262,8 +268,12 @@ def _fan_chart(
             **({"values": _ticks(frame), "format": "d"} if is_one_rank else {}),
         ),
     )
-    y_scale = alt.Scale(type="log", nice=False) if is_log else alt.Scale(domain=[0, 1])
-    y = alt.Y(field, type="quantitative", title=_QUANTITIES[field], scale=y_scale)
+    y_scale = alt.Scale(domain=[0, 1])
+    y_axis = alt.Axis()
+    if is_log:
+        y_scale = alt.Scale(type="log", domain=[lowest, 1], nice=False)
+        y_axis = alt.Axis(values=log_ticks(lowest, 1), format="~g")
+    y = alt.Y(field, type="quantitative", title=_QUANTITIES[field], scale=y_scale, axis=y_axis)
     lines = (
         alt.Chart(data_of(rows))
         .mark_line(strokeWidth=0.6)

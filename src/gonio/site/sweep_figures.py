@@ -51,7 +51,9 @@ def sweep_figure(entry: SiteRecord) -> Figure | None:
         "so their differences vary less. Dashed: the base model. a + c / log r has no value at "
         f"r = 1. {_limits(curves)} Recommended rank: {_recommendation(entry)}."
     )
+    how = "trained at each rank"
     if "spectrum" in entry.record.tables:
+        how = "cut to each rank"
         errors = [_error(row) for row in rows_of(entry.table("spectrum", _SPECTRUM))]
         errors = [row for row in errors if not is_missing(row["error"])]
         if errors:
@@ -70,7 +72,7 @@ def sweep_figure(entry: SiteRecord) -> Figure | None:
             )
     return Figure(
         name="adapter-sweep",
-        title="Which rank is enough?",
+        title=f"Which rank is enough for {entry.label}, {how}?",
         description=words,
         caption=caption,
         panels=tuple(panels),
@@ -186,6 +188,6 @@ def _error_chart(rows: Sequence[Mapping[str, Any]], words: str) -> dict[str, Any
     )
     return finish(
         alt.layer(base.mark_line(strokeWidth=1.5), base.mark_point(filled=True, size=26)),
-        height=180,
+        height=260,
         description=words,
     )

@@ -35,7 +35,7 @@
       : drawn === 0
         ? `None of the chosen runs has this: ${title}, ${projection.value}.`
         : `${drawn} of ${boxes.length} runs: ${title}, ${projection.value}.`
-          + (drawn < picked ? ` ${picked - drawn} chosen without it.` : "");
+          + (drawn < picked ? ` Of the chosen runs ${picked - drawn} lack it.` : "");
     return drawn > 0;
   }
 

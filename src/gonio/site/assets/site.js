@@ -22,8 +22,13 @@
         labelFontSize: 12, titleFontSize: 12, titleFontWeight: 500, titlePadding: 8,
         gridWidth: 0.75, tickSize: 4, labelPadding: 4,
       },
+      axisX: { tickCount: { signal: "clamp(ceil(width / 45), 3, 12)" } },
       axisY: { domain: false, ticks: false },
-      legend: { labelColor: soft, titleColor: soft, labelFontSize: 12, gradientThickness: 10 },
+      /* Color scales lie above their map: beside it they would take half of a narrow screen. */
+      legend: {
+        labelColor: soft, titleColor: soft, labelFontSize: 12, gradientThickness: 10,
+        orient: "top", direction: "horizontal", gradientLength: 200, offset: 8,
+      },
       mark: { color: token("--c1"), tooltip: null },
       text: { color: ink, fill: ink },
       title: { color: soft },
