@@ -1,16 +1,17 @@
-"""Learning a rotation for one bit: the Procrustes fixed point against gradient descent.
+"""Learning a rotation for one bit: ``learned_sign_rotation`` against gradient descent.
 
 Both raise the same figure, the mean 1-bit cosine of the same vectors, from the same Haar start. The
 gradient methods are torch's own orthogonal parametrizations (Cayley and matrix exponential) under
-Adam. Targets are the cosines of the fixed point after 1, 5, 10 and 30 iterations; per target the
-gradient method is timed at torch's default rate, at the rate of a small grid that gets there first,
-known only in hindsight, and with the search for it (all runs of the grid). The fixed point has no
-rate to search for.
+Adam. Targets are the cosines that the learned rotation reaches in 1, 5, 10 and 30 iterations;
+per target the gradient method is timed at torch's default rate, at the rate of a small grid that
+gets there first, known only in hindsight, and with the search for it (all runs of the grid). The
+learned rotation has no rate to search for. Beside it stands the plain alternation, without
+acceleration, after 30 and 200 iterations.
 Vectors: keys of the bundled model, and Gaussian vectors with anisotropic covariance. Results are
 checked (orthogonal, cosine recomputed by NumPy) before anything is timed; times are of the
 processor, not of the wall; a target that is never reached counts as the last step, marked ">=".
 
-Run: python benchmarks/learned_rotation.py [--vectors 2048] [--steps 1000]
+Run: python benchmarks/learned_rotation.py [--vectors 2048] [--steps 1000] [--data keys Gaussian]
 """
 
 import argparse
@@ -39,10 +40,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=1000, help="most steps of a gradient method")
+    parser.add_argument("--data", nargs="+", default=[""], help="parts of the names of vectors")
     options = parser.parse_args()
     print(f"{options.vectors} vectors of R^64, float32, {torch.get_num_threads()} thread(s)")
-    found = [compare(name, rows, options.steps) for name, rows in data(options.vectors).items()]
-    print(f"\ntime to the cosine of {ITERATIONS} iterations, gradient over fixed point:")
+    found = [
+        compare(name, rows, options.steps)
+        for name, rows in data(options.vectors).items()
+        if any(part in name for part in options.data)
+    ]
+    print(f"\ntime to the cosine of {ITERATIONS} iterations, gradient over learned rotation:")
     names = ("best rate in hindsight", f"default rate {DEFAULT_RATE}", "with the rate search")
     for place, name in enumerate(names):
         ratios = [one[place] for one in found]
@@ -73,10 +79,14 @@ def compare(name: str, vectors: Tensor, most_steps: int) -> tuple[float, ...]:
     shown = "  ".join(f"{at}: {long[at]:.4f}" for at in (0, 1, 2, 5, 10, 20, 30, 100, LONG_RUN))
     print(f"  cosine by iteration  {shown}")
     print(f"  share of the gain of {LONG_RUN} iterations reached after {ITERATIONS}: {share:.3f}")
-    seconds = [timed_fixed_point(unit, start) / ITERATIONS for _ in range(REPEATS)]
+    plain = plain_alternation(unit, start, LONG_RUN)
+    print(
+        f"  plain alternation    {ITERATIONS}: {plain[ITERATIONS]:.4f}  {LONG_RUN}: {plain[-1]:.4f}"
+    )
+    seconds = [timed(unit, start) / ITERATIONS for _ in range(REPEATS)]
     step = statistics.median(seconds)
     spread = f"{1e3 * min(seconds):.2f} to {1e3 * max(seconds):.2f}"
-    print(f"  fixed point  {1e3 * step:.2f} ms an iteration ({spread})")
+    print(f"  learned rotation  {1e3 * step:.2f} ms an iteration ({spread})")
     last = [print_method(method, unit, start, trace, step, most_steps) for method in METHODS]
     return tuple(map(min, zip(*last, strict=True)))
 
@@ -113,16 +123,27 @@ def time_to(target: float, cosines: list[float], clock: list[float]) -> tuple[fl
 
 
 def check(unit: Tensor, rotation: Tensor, trace: Tensor) -> None:
-    """The result is orthogonal, has the cosine it claims, and the cosine never fell."""
+    """The result is orthogonal, has the cosine it claims, and its last step did not fall."""
     r = rotation.double().numpy()
     turned = unit.double().numpy() @ r.T
     cosine = np.abs(turned).sum(axis=1) / np.sqrt(64) / np.linalg.norm(turned, axis=1)
-    assert np.abs(r @ r.T - np.eye(64)).max() < 1e-5
+    assert np.abs(r @ r.T - np.eye(64)).max() < 1e-6
     assert abs(cosine.mean() - trace.max().item()) < 1e-5
-    assert bool((trace.diff() > -1e-6).all())
+    assert trace[-1] > trace.max() - 1e-6
 
 
-def timed_fixed_point(unit: Tensor, start: Tensor) -> float:
+def plain_alternation(unit: Tensor, rotation: Tensor, iterations: int) -> list[float]:
+    """Mean cosine after 0, 1, ... steps of ``R <- polar(sum_k sgn(R k) k^T)`` alone."""
+    rows, rotation, cosines = unit.double(), rotation.double(), []
+    for _ in range(iterations + 1):
+        turned = rows @ rotation.mT
+        cosines.append(turned.abs().sum(dim=1).mean().item() / 8.0)
+        u, _, vh = torch.linalg.svd(turned.sign().mT @ rows)
+        rotation = u @ vh
+    return cosines
+
+
+def timed(unit: Tensor, start: Tensor) -> float:
     started = time.process_time()
     learned_sign_rotation(unit, iterations=ITERATIONS, initial=start)
     return time.process_time() - started

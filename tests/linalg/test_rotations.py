@@ -17,6 +17,7 @@ from gonio.linalg import (
     householder_reflection,
     learned_sign_rotation,
     procrustes_rotation,
+    rotations,
     sign_cosine_of_random_direction,
 )
 
@@ -134,9 +135,22 @@ def test_procrustes_batches_and_refuses(rng):
         procrustes_rotation(source, target[:, :5])
 
 
+def plain_alternation(rows, rotation, iterations):
+    """The same alternation without acceleration, in NumPy with SciPy's polar factor."""
+    rows, rotation = rows.double().numpy(), rotation.double().numpy()
+    cosines = []
+    for _ in range(iterations):
+        signs = np.where(rows @ rotation.T >= 0, 1.0, -1.0)
+        rotation = scipy.linalg.polar(signs.T @ rows)[0]
+        turned = rows @ rotation.T
+        lengths = np.linalg.norm(turned, axis=1) * math.sqrt(rows.shape[1])
+        cosines.append((np.abs(turned).sum(axis=1) / lengths).mean())
+    return rotation, cosines
+
+
 @pytest.mark.parametrize("start", ["identity", "haar", "given"])
 def test_learned_rotation_climbs_and_reports_what_it_does(start, rng):
-    """On unit vectors the trace never falls, starts and ends at the rotations it claims."""
+    """It starts and ends at the rotations it claims; on unit vectors the last step never falls."""
     rows = torch.randn((2, 200, 16), generator=rng, dtype=F64)
     rows = rows / rows.norm(dim=-1, keepdim=True)
     initial = hadamard_matrix(16, dtype=F64) if start == "given" else None
@@ -144,13 +158,87 @@ def test_learned_rotation_climbs_and_reports_what_it_does(start, rng):
     best, trace = learned_sign_rotation(rows, iterations=30, initial=initial, generator=generator)
     assert (best.shape, trace.shape) == ((2, 16, 16), (31, 2))
     assert_orthogonal(best, 128 * EPS)
-    assert bool((trace.diff(dim=0) >= -16 * EPS).all())
+    assert bool((trace[-1] >= trace.amax(dim=0) - 16 * EPS).all())
     torch.testing.assert_close(mean_cosine(rows, best), trace.amax(dim=0), rtol=1e-13, atol=0)
     if start != "haar":
         first = torch.eye(16, dtype=F64) if initial is None else initial
         torch.testing.assert_close(mean_cosine(rows, first), trace[0], rtol=1e-13, atol=0)
     # 200 isotropic vectors in 16 dimensions: learning must beat every random rotation's c_16.
     assert bool((trace[-1] > sign_cosine_of_random_direction(16) + 0.01).all())
+
+
+def falling_rows(rng, count, d, decades=2.0):
+    """Unit rows of falling variances in a random basis, as keys are."""
+    rows = torch.randn((count, d), generator=rng, dtype=F64) * torch.logspace(0, -decades, d)
+    rows = rows @ haar_rotation(d, rng, dtype=F64)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def test_one_iteration_is_the_procrustes_step(rng):
+    rows, initial = falling_rows(rng, 60, 8), haar_rotation(8, rng, dtype=F64)
+    best, trace = learned_sign_rotation(rows, iterations=1, initial=initial)
+    expected, cosines = plain_alternation(rows, initial, 1)
+    torch.testing.assert_close(best, torch.from_numpy(expected), rtol=0, atol=1e-12)
+    assert float(trace[1]) == pytest.approx(cosines[0], abs=1e-13)
+
+
+@pytest.mark.parametrize("d", [8, 64])
+def test_acceleration_beats_the_plain_alternation(d, rng, monkeypatch):
+    """Half of its steps reach a higher cosine; over-soft signs (a mutant) do not."""
+    rows, initial = falling_rows(rng, 10 * d, d), haar_rotation(d, rng, dtype=F64)
+    _, plain = plain_alternation(rows, initial, 30)
+    _, trace = learned_sign_rotation(rows, iterations=15, initial=initial)
+    assert float(trace.max()) > max(plain)
+    monkeypatch.setattr(rotations, "SOFTNESS", 30.0)
+    _, trace = learned_sign_rotation(rows, iterations=15, initial=initial)
+    assert float(trace.max()) < max(plain)
+
+
+@pytest.mark.parametrize("near", [1e-2, 1e-3, 1e-4])
+def test_a_step_without_momentum_is_the_polar_factor_to_first_order(near, rng, monkeypatch):
+    """Against SciPy, where the symmetric part is diagonal; a bound on turns (a mutant) shows."""
+    rotation, skew = haar_rotation(6, rng, dtype=F64), torch.randn((6, 6), generator=rng).double()
+    pull = torch.diag(torch.rand(6, generator=rng, dtype=F64) + 0.5) + near * (skew - skew.mT)
+    expected = rotation @ torch.from_numpy(scipy.linalg.polar(pull.numpy())[0])
+    start = torch.zeros(6, 6, dtype=F64)
+    monkeypatch.setattr(rotations, "MOMENTUM", 0.0)
+    found, _ = rotations._climb(rotation, pull, start)
+    assert float((found - expected).norm()) < 20 * near**2
+    monkeypatch.setattr(rotations, "LEAST_WEIGHT", 2.0)
+    short, _ = rotations._climb(rotation, pull, start)
+    assert float((short - expected).norm()) > 20 * near**2
+
+
+AWKWARD = {
+    "rank 1": lambda rng: torch.randn((2, 30, 1), generator=rng) @ torch.ones(1, 9),
+    "rank 2": lambda rng: torch.randn((30, 2), generator=rng) @ torch.randn((2, 9), generator=rng),
+    "fewer than dimensions": lambda rng: torch.randn((3, 20), generator=rng),
+    "one": lambda rng: torch.randn((1, 5), generator=rng),
+    "of the line": lambda rng: torch.randn((12, 1), generator=rng),
+    "all alike": lambda rng: torch.ones(40, 6),
+    "an orthonormal basis": lambda rng: haar_rotation(16, rng),
+    "one direction dominates": lambda rng: torch.randn((50, 8), generator=rng) + 1e4,
+    "tiny": lambda rng: torch.randn((2, 3, 50, 8), generator=rng) * 1e-30,
+    "huge": lambda rng: torch.randn((50, 8), generator=rng) * 1e30,
+    "eight decades": lambda rng: torch.randn((99, 8), generator=rng) * torch.logspace(0, -8, 8),
+    "mostly zero": lambda rng: torch.randn((60, 8), generator=rng) * torch.eye(60, 8),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("kind", AWKWARD)
+def test_learned_rotation_of_awkward_populations(kind, dtype, rng):
+    """Orthogonal, with the cosine it claims, and no worse than where it starts."""
+    rows = AWKWARD[kind](rng).to(dtype)
+    best, trace = learned_sign_rotation(rows, iterations=12, generator=rng)
+    assert_orthogonal(best.double(), 1e-6 if dtype == torch.float32 else 1e-13)
+    seen = rows.double()
+    seen = seen[seen.any(dim=-1)] if kind == "mostly zero" else seen
+    atol = 1e-6 if dtype == torch.float32 else 1e-12
+    highest = trace.amax(dim=0)
+    found = mean_cosine(seen, best.double())
+    torch.testing.assert_close(found, highest.double(), rtol=0, atol=atol)
+    assert bool((highest >= trace[0]).all())
 
 
 def test_learned_rotation_finds_a_hidden_lattice(rng):

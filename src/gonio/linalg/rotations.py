@@ -28,6 +28,12 @@ __all__ = [
     "randomized_hadamard",
 ]
 
+# Of the learned rotation. Any of 0.2 to 0.5, 0.85 to 0.95 and 0.1 to 0.4 reached within 0.0004
+# of the same mean cosine of keys.
+SOFTNESS = 0.3  # of a sign: below this share of a row's root mean square it is linear
+MOMENTUM = 0.9
+LEAST_WEIGHT = 0.2  # over the mean; directions without energy would turn without bound
+
 
 def haar_rotation(
     d: int,
@@ -146,10 +152,12 @@ def learned_sign_rotation(
 ) -> tuple[Tensor, Tensor]:
     """Rotation that turns a population of vectors towards the corners of the cube.
 
-    Repeats ``R <- polar(sum_k sgn(R k) k^T)`` on the vectors as given (not centered). Each step
-    cannot lower ``sum |R k|_1``, the mean 1-bit cosine weighted by length; on vectors of equal
-    length that is the mean 1-bit cosine itself, otherwise the cosine may also fall, and the
-    iterate with the highest one is returned. The fixed point found is a local one.
+    Climbs ``sum |R k|_1``, the mean 1-bit cosine weighted by length, on the vectors as given (not
+    centered). The last step is the alternation ``R <- polar(sum_k sgn(R k) k^T)`` from the best
+    iterate, which cannot lower that sum; on vectors of equal length it cannot lower the cosine
+    either. The steps before it approximate the same map and are accelerated by momentum, so the
+    cosine may also fall on the way. The iterate with the highest one is returned. The maximum
+    found is a local one.
 
     Args:
         vectors: Rows, shape ``(..., N, d)``; zero rows are ignored. Leading dims are independent.
@@ -168,7 +176,8 @@ def learned_sign_rotation(
         ZeroMatrixError: All vectors of a population are zero.
 
     Source: the alternation of Gong and Lazebnik 2011 (iterative quantization,
-    doi:10.1109/CVPR.2011.5995432).
+    doi:10.1109/CVPR.2011.5995432); a diagonal metric for steps among rotations after Ablin,
+    Cardoso and Gramfort 2018 (arXiv:1711.10873).
     """
     rows = upcast(vectors, "vectors")
     if rows.ndim < 2 or 0 in rows.shape[-2:]:
@@ -176,31 +185,68 @@ def learned_sign_rotation(
     if iterations < 0:
         raise SettingError(f"{iterations} iterations asked for, expected at least 0")
     rows = _divide_safely(rows, rows.abs().amax(dim=(-2, -1), keepdim=True))
-    weight = _cosine_weights(rows)
-    rotation = best = _first_rotation(rows, initial, generator)
+    weight, slope = _weights(rows)
+    first = _first_rotation(rows, initial, generator)
+    axes = torch.linalg.eigh((rows.mT @ rows).double())[1]  # the metric of a step is diagonal here
+    rotation = best = (first.double() @ axes).to(rows.dtype)
+    rows = rows @ axes.to(rows.dtype)
+    velocity = torch.zeros_like(rotation)
     trace, highest = [], torch.full(rows.shape[:-2], -1.0, dtype=rows.dtype, device=rows.device)
+    before = highest
     for step in range(iterations + 1):
         turned = rows @ rotation.mT
-        cosine = (turned.abs().sum(dim=-1) * weight).sum(dim=-1)
+        lengths = turned.abs().sum(dim=-1)
+        cosine, total = (lengths * weight).sum(dim=-1), lengths.sum(dim=-1)
         trace.append(cosine)
-        better = cosine > highest
+        better = cosine >= highest  # of equals the later, nearer the fixed point
         best = torch.where(better[..., None, None], rotation, best)
         highest = torch.where(better, cosine, highest)
-        if step < iterations:
-            rotation = _polar((_signs(turned).mT @ rows).double()).to(rows.dtype)
-    return best, torch.stack(trace)
+        if step == iterations - 1:
+            signs = _signs(rows @ best.mT)
+            rotation = _polar((signs.mT @ rows).double()).to(rows.dtype)
+        elif step < iterations:
+            velocity = torch.where((total < before)[..., None, None], 0.0, velocity)
+            soft_signs = turned.mul_(slope).clamp_(-1.0, 1.0)
+            rotation, velocity = _climb(rotation, rotation.mT @ (soft_signs.mT @ rows), velocity)
+            before = total
+    return (best.double() @ axes.mT).to(rows.dtype), torch.stack(trace)
 
 
-def _cosine_weights(rows: Tensor) -> Tensor:
-    """Weights ``(..., N)`` that turn L1 norms into the mean 1-bit cosine; 0 for zero rows."""
+def _climb(rotation: Tensor, pull: Tensor, velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """One accelerated step, given the gradient ``pull`` in the axes that the rotation acts on.
+
+    With ``S`` the symmetric part of the pull, its polar factor is ``I + turn`` to first order,
+    where ``S turn + turn S = pull - pull^T``. In the principal axes of the vectors S is nearly
+    diagonal, which solves for the turn entry by entry. Nesterov's momentum adds the turns before.
+    """
+    weight = pull.diagonal(dim1=-2, dim2=-1).clamp_min(0.0)
+    weight = weight.unsqueeze(-1) + weight.unsqueeze(-2)
+    least = LEAST_WEIGHT * weight.mean(dim=(-2, -1), keepdim=True)
+    turn = (pull - pull.mT) / torch.maximum(weight, least)
+    velocity = MOMENTUM * velocity + turn
+    half = (turn + MOMENTUM * velocity) / 2.0
+    identity = torch.eye(half.shape[-1], dtype=half.dtype, device=half.device)
+    rotation = rotation @ torch.linalg.solve(identity - half, identity + half)  # Cayley
+    # A Newton-Schulz step keeps rounding from adding up over the steps.
+    rotation = 1.5 * rotation - 0.5 * rotation @ (rotation.mT @ rotation)
+    return rotation, velocity
+
+
+def _weights(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What turns L1 norms into the mean 1-bit cosine, ``(..., N)``, and slopes of soft signs.
+
+    The slopes, ``(..., N, 1)``, make a coordinate of ``SOFTNESS`` times the root mean square of
+    its row the first that counts as a full sign. Both are 0 for zero rows.
+    """
     size = rows.abs().amax(dim=-1, keepdim=True)
     length = _divide_safely(rows, size).square().sum(dim=-1).sqrt() * size[..., 0]
     present = length > 0
     count = present.sum(dim=-1, keepdim=True)
     if bool((count == 0).any()):
         raise ZeroMatrixError("no rotation to learn: all vectors of a population are zero")
-    share = torch.where(present, 1.0 / torch.where(present, length, 1.0), 0.0) / count
-    return share / math.sqrt(rows.shape[-1])
+    inverse = torch.where(present, 1.0 / torch.where(present, length, 1.0), 0.0)
+    root = math.sqrt(rows.shape[-1])
+    return inverse / count / root, (inverse * root / SOFTNESS).unsqueeze(-1)
 
 
 def _first_rotation(
