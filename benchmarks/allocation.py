@@ -129,7 +129,8 @@ def main() -> int:
         for bits in chosen.budgets:
             if bits not in found:
                 found[bits] = search(state, problem, meter, bits, list(found.values()), chosen)
-            score(state, model, problem, windows, asked, bits, found[bits])
+            if asked:
+                score(state, model, problem, windows, asked, bits, found[bits])
     scores = pd.DataFrame([row for rows in state.rows["scores"].values() for row in rows])
     scores = scores.drop_duplicates(["window", "method", "budget"])
     if chosen.output:

@@ -4,8 +4,8 @@ Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which att
 key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
 The windows begin at token 51,200 of the text; calibration uses the 4,096 tokens before them (with
 ``--calibrate front`` the first 4,096 of the text, with ``windows`` the windows themselves).
-Rows of a rotation drawn at random are means of log perplexity over ``--seeds`` draws; the range of
-the draws is printed beside.
+Rows of a rotation drawn at random, and of residual stages, whose learned rotations start at drawn
+ones, are means of log perplexity over ``--seeds`` draws; the range of the draws is printed beside.
 Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
 ``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
 Both vary with the Python version.
@@ -28,7 +28,6 @@ from transformers import PreTrainedModel
 
 from gonio.kvcache import (
     CacheCodec,
-    EncodedTensor,
     SignCodec,
     calibrate_from_samples,
     control_codec,
@@ -37,8 +36,7 @@ from gonio.kvcache import (
 from gonio.kvcache.samples import CacheSamples, collect_cache
 from gonio.linalg.resampling import Interval, bootstrap_interval, paired_bootstrap_interval
 from gonio.models import load_model, load_text
-from gonio.quant.packing import pack_bits
-from gonio.quant.sign import sign_cosine, sign_encode
+from gonio.quant.sign import sign_cosine
 
 __all__ = ["main"]
 
@@ -49,11 +47,10 @@ LEARN = {  # tokens that codecs are fitted to
     "front": (0, CALIBRATION),
     "windows": (START, START + WINDOW * WINDOWS),
 }
-WIDE = "sign none, float32 scales"
 CENTERED = {"method": "scalar", "centering": "channel", "sinks": 4}
 ROWS = {
     "sign none": {"method": "sign", "rotation": "none"},
-    WIDE: {"method": "sign", "rotation": "none"},
+    "sign none, float32 scales": {"method": "sign", "rotation": "none", "scale_dtype": "float32"},
     "sign haar": {"method": "sign", "rotation": "haar"},
     "sign hadamard": {"method": "sign", "rotation": "hadamard"},
     "sign learned": {"method": "sign"},
@@ -64,17 +61,6 @@ ROWS = {
     **{f"scalar {b} centered, 4 sinks": {**CENTERED, "bits": b} for b in (2, 3, 4)},
     **{f"residual sign {s}": {"method": "residual_sign", "bits": s} for s in (2, 3)},
 }
-
-
-class WideSignCodec(SignCodec):
-    """Signs with scales of 32 bits: what rounding them to 16 does to a model that is ruined."""
-
-    def encode(self, x: Tensor) -> EncodedTensor:
-        """As the class above, the scale unrounded."""
-        rotated, stored = self.frame.apply(x)
-        signs, scale = sign_encode(rotated, self.scale_kind)
-        tensors = {"codes": pack_bits(signs.byte(), 1), "scale": scale.float(), **stored}
-        return EncodedTensor(tensors, x.shape[2], x.shape[3], x.dtype, metadata=("scale", "dc"))
 
 
 def main() -> int:
@@ -96,7 +82,7 @@ def main() -> int:
         windows = tokens[START : START + WINDOW * WINDOWS].view(WINDOWS, WINDOW)
         learn = collect_cache(model, tokens[slice(*LEARN[chosen.calibrate])].view(-1, WINDOW))
         codecs = {
-            (name, seed): fit(learn, name, seed)
+            (name, seed): calibrate_from_samples(learn, seed=seed, **ROWS[name])
             for name in names
             for seed in draws(name, chosen.seeds)
         }
@@ -108,20 +94,10 @@ def main() -> int:
     return 0
 
 
-def fit(learn: CacheSamples, name: str, seed: int) -> CacheCodec:
-    """The codec of a row, its random rotation drawn from the seed."""
-    codec = calibrate_from_samples(learn, seed=seed, **ROWS[name])
-    if name != WIDE:
-        return codec
-    return replace(
-        codec, keys=tuple(WideSignCodec(key.frame, key.scale_kind) for key in codec.keys)
-    )
-
-
 def draws(name: str, seeds: int) -> range:
-    """Seeds of a row: one where nothing, or only the start of an iteration, is drawn."""
-    drawn = ROWS[name].get("rotation") == "haar" or ROWS[name]["method"] == "scalar"
-    return range(seeds if drawn else 1)
+    """Seeds of a row: one where nothing is drawn, or only the start of a single learned stage."""
+    drawn = ROWS[name]["method"] in ("scalar", "residual_sign")
+    return range(seeds if drawn or ROWS[name].get("rotation") == "haar" else 1)
 
 
 def measure(

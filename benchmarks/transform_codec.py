@@ -4,11 +4,13 @@ Teacher-forced, as in key_codecs.py: 6 windows of 512 tokens from token 51,200 o
 calibration on its first 4,096 tokens. Bits count all that grows with the sequence at 4,096
 tokens, the raw sinks in float16 among it; side data is stated apart. A cache keeps an incomplete
 block raw; here such a block is filled up with its last token and coded, so that none is raw.
+Keys are coded before RoPE, all heads of a layer together; with --stage post_rope after it, in the
+rows "head" each head by itself (in the rows "states 1" as attention on packed codes reads them).
 With --spread as many calibration tokens come from windows spread evenly over the text, those that
 are scored left out; with --learn from another text.
 
 Usage: python benchmarks/transform_codec.py [--text bundled] [--learn docstrings --spread]
-    [--rows keys] [--limits] [--output FILE.csv]
+    [--rows keys] [--stage post_rope] [--limits] [--output FILE.csv]
 """
 
 import argparse
@@ -31,6 +33,7 @@ from gonio.kvcache import (
     excess_over_limit,
 )
 from gonio.kvcache.contract import TensorCodec
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.linalg.resampling import bootstrap_interval, paired_bootstrap_interval
 from gonio.models import load_model, load_text, token_windows
 from gonio.models.texts import spread_windows
@@ -56,6 +59,10 @@ ROWS = {
     "values transform 2.15": _row(None, ("transform", 2.135)),
     "both entropy 2.3": _row(("entropy", 2.085), ("entropy", 2.485)),
 }
+for _name, _made in tuple(ROWS.items()):
+    _values = {"value_options": {"span": "head"}} if "value_method" in _made else {}
+    _keys = {} if _made["method"] == "lossless" else {"span": "head"}
+    ROWS[f"head {_name}"] = _made | _keys | _values
 for _bits in (1.25, 1.75, 2.25, 3.0):
     ROWS[f"states 1 keys transform {_bits}"] = _row(("transform", _bits - 0.015), states=1)
 for _name in ("local", "fisher", "plain"):
@@ -84,7 +91,12 @@ class WholeBlocks:
     def encode(self, x: Tensor) -> EncodedTensor:
         short = -x.shape[2] % self.codec.block
         filled = torch.cat([x, x[:, :, -1:].expand(-1, -1, short, -1)], dim=2)
-        decoded = self.codec.decode(self.codec.encode(filled))[:, :, : x.shape[2]]
+        if isinstance(self.codec, PreRopeCodec):  # a window is read at once, behind its sinks
+            last = torch.full((len(x),), SINKS + filled.shape[2] - 1)
+            encoded = self.codec.encode(filled, last)
+        else:
+            encoded = self.codec.encode(filled)
+        decoded = self.codec.decode(encoded)[:, :, : x.shape[2]]
         return EncodedTensor({"decoded": decoded}, x.shape[2], x.shape[3], x.dtype)
 
     def decode(self, encoded: EncodedTensor) -> Tensor:
@@ -101,6 +113,7 @@ def main() -> int:
     parser.add_argument("--rows", nargs="+", default=["keys", "values", "both"])
     parser.add_argument("--spread", action="store_true", help="calibrate on all of the text")
     parser.add_argument("--tokens", type=int, default=CALIBRATION, help="of calibration")
+    parser.add_argument("--stage", choices=["pre_rope", "post_rope"], default="pre_rope")
     parser.add_argument("--windows", type=int, default=WINDOWS)
     parser.add_argument("--limits", action="store_true", help="excess over the limits, by layer")
     parser.add_argument("--output", type=Path, help="CSV of every window's scores")
@@ -113,7 +126,8 @@ def main() -> int:
     count = chosen.tokens // WINDOW
     learn = spread_windows(learn, count) if chosen.spread else learn[:count]
     windows = token_windows(read(tokenizer, chosen.text)[START:], WINDOW)[: chosen.windows]
-    samples = collect_metrics(model, windows=learn)
+    before = chosen.stage == "pre_rope"
+    samples = collect_metrics(model, windows=learn, pre_rope=before)
     print(f"metrics of {learn.numel()} tokens in {time.perf_counter() - start:.0f} s")
     codecs = {}
     for name in names:
@@ -126,7 +140,7 @@ def main() -> int:
     print(f"{len(codecs) + 1} rows in {time.perf_counter() - start:.0f} s")
     print_table(table, codecs)
     if chosen.limits:
-        seen = collect_metrics(model, windows)
+        seen = collect_metrics(model, windows, pre_rope=before)
         for name, codec in codecs.items():
             part = "values" if name.startswith("values") else "keys"
             print(name, excess_over_limit(codec.of(part), seen, part).to_string(index=False))

@@ -43,8 +43,9 @@ def test_transform_codecs_take_their_options_and_state_their_limits(tiny_folder,
     result = run(*command, "--json")
     assert result.exit_code == 0, result.output
     facts = load_codec(path).provenance
-    common = {"metric": "local", "budget": "equal", "floor": 0.01}
-    assert facts.items() >= {"method": "entropy", "dead_zone": 0.2, **common}.items()
+    common = {"metric": "local", "budget": "equal", "floor": 0.01, "span": "layer"}
+    keys = {"method": "entropy", "dead_zone": 0.2, "stage": "pre_rope", **common}
+    assert facts.items() >= keys.items()
     assert facts["values"] == {"method": "transform", "bits": 2.5, "states": 8, **common}
     assert (facts["calibration_tokens"], facts["calibration_read"]) == (1024, 128)
     limits = pd.DataFrame(json.loads(result.stdout)["tables"]["limits"])

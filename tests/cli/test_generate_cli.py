@@ -87,7 +87,7 @@ def test_scalar_transform_codes_are_read_as_they_are_stored(tiny_folder, tmp_pat
     path = tmp_path / "t"
     options = ["--method", "transform", "--bits", "4", "--value-method", "transform"]
     options += ["--value-bits", "4", "--states", "1", "--sinks", "2", "--held-out-tokens", "0"]
-    sizes = ["--calibration-tokens", "256", "--window", "64"]
+    sizes = ["--calibration-tokens", "256", "--window", "64", "--context", "512"]
     made = run("calibrate", str(tiny_folder), "--out", str(path), *options, *sizes)
     assert made.exit_code == 0, made.output
     long = PROMPT * 3

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import wraps
 
 import click
 import numpy as np
@@ -16,8 +17,12 @@ from gonio.errors import DataError, SettingError
 from gonio.kvcache import control_codec, evaluate_codecs, load_codec
 from gonio.kvcache.budget_problem import pose_problem
 from gonio.kvcache.policies import POLICIES, SHARED, has_equal_heads, policy_quanta, sign_angles
+from gonio.kvcache.positions import window_positions
+from gonio.kvcache.quality_target import PerplexityMeter
 from gonio.kvcache.sensitivity import collect_metrics
 from gonio.kvcache.sharing import DivergenceMeter, Sharing, sharing_quanta
+from gonio.kvcache.summaries import summarize_scores
+from gonio.pipelines.allocation_search import AllocationSearch, Codecs, Points
 from gonio.pipelines.bench import TokenBudget, open_bench
 from gonio.pipelines.cache_allocate import AllocationPlan, allocate_cache
 
@@ -165,6 +170,38 @@ def test_divergence_is_that_of_the_evaluation(bench, problems):
     assert meter(control_codec(bench.model, "lossless")) == pytest.approx(0, abs=1e-9)
 
 
+def test_perplexity_is_that_of_the_evaluation_with_its_interval(bench, problems):
+    problem = problems["fixed"]
+    quanta = policy_quanta("uniform", problem, problem.total(1.0))
+    codec = problem.stand_in(quanta, equal_heads=True)
+    table = evaluate_codecs(bench.model, bench.evaluation, {"quick": codec})
+    expected = summarize_scores(table, seed=3).set_index("method").loc["quick"]
+    meter = PerplexityMeter(bench.model, bench.evaluation, seed=3)
+    wanted = expected[["perplexity_ratio", "perplexity_ratio_high"]].tolist()
+    assert meter(codec) == pytest.approx(wanted, rel=1e-9)
+    assert meter(control_codec(bench.model, "lossless")) == pytest.approx((1, 1), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", [DivergenceMeter, PerplexityMeter])
+def test_meters_read_windows_at_the_positions_of_a_context(bench, kind, monkeypatch):
+    seen = []
+    lossless = control_codec(bench.model, "lossless")
+    forward = bench.model.forward
+
+    @wraps(forward)
+    def watched(*args, **kwargs):
+        seen.append(kwargs.get("position_ids"))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(bench.model, "forward", watched)
+    kind(bench.model, bench.evaluation, context=200)(lossless)
+    places = window_positions(3, 68, 200)
+    assert len(seen) == 6
+    for found, place in zip(seen, places * 2, strict=True):
+        assert found is None if place is None else (found == place).all()
+    assert places[-1].max() == 199
+
+
 def test_angles_are_those_between_vectors_and_their_signs(problems):
     problem = problems["fixed"]
     x = problem.units[1].vectors[:2].double()
@@ -199,8 +236,41 @@ def test_a_target_is_met_on_held_out_windows(bench):
     assert (search.loc[search["is_reached"], "bound"] <= 1.01).all()
 
 
+def test_a_sharing_that_only_stand_ins_like_is_given_up(bench, monkeypatch):
+    """And the bits of a target are searched again for equal ones."""
+    asked = []
+    monkeypatch.setattr(
+        AllocationSearch, "better", lambda self, total, found: asked.append(found) or Sharing()
+    )
+    codec, found = allocate_cache(bench, AllocationPlan(target=1.01, search_trials=4))
+    assert len(asked) == 1
+    assert asked[0] != Sharing()
+    assert codec.provenance["sharing"] == vars(Sharing())
+    assert found.tables["search"]["is_reached"].any()
+
+
+def test_equal_bits_stay_where_their_fitted_codec_is_better(bench, problems):
+    problem = problems["fixed"]
+    windows = bench.calibration[-2:]
+    codecs = Codecs(problem, {})
+    search = AllocationSearch(bench, codecs, windows, windows, Points(None, "x"))
+    total = problem.total(2.0)
+    meter = DivergenceMeter(bench.model, windows)
+    found = []
+    for other in (Sharing(tilt=-1.5), Sharing(tilt=1.5)):
+        equal, moved = (
+            meter(problem.fit(sharing_quanta(each, problem, total), equal_heads=True))
+            for each in (Sharing(), other)
+        )
+        found.append(search.better(total, other))
+        assert found[-1] == (other if moved < equal else Sharing())
+    assert Sharing() in found
+
+
 def test_wrong_plans_are_refused(bench):
-    for wrong in ({}, {"bits": 2.0, "target": 1.1}, {"target": 0.9}, {"bits": 2, "tier": "x"}):
+    numbers = ({"bits": 0}, {"bits": -1}, {"bits": float("nan")}, {"target": float("inf")})
+    others = ({}, {"bits": 2.0, "target": 1.1}, {"target": 0.9}, {"bits": 2, "tier": "x"})
+    for wrong in (*numbers, *others):
         with pytest.raises(SettingError):
             AllocationPlan(**wrong)
     for short in ({"calibration": bench.calibration[:1]}, {"evaluation": bench.evaluation[:0]}):
@@ -231,12 +301,42 @@ def test_the_command_writes_an_ordinary_codec(tiny_folder, tmp_path):
     assert told["record"]["settings"]["bits"] == 3
 
 
-def test_bad_input_is_one_message(tiny_folder):
+def test_a_context_reaches_the_codec_and_the_record(tiny_folder, tmp_path):
+    """Windows at other positions have other keys, so the bases are others; values have none."""
+    found = {}
+    start = [str(tiny_folder), "--bits", "3", "--policy", "metric", *SIZES, "--json"]
+    for context in ("0", "200"):
+        out = tmp_path / context
+        done = run("allocate", *start, "--context", context, "--out", str(out))
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["record"]["settings"]["context"] == int(context)
+        found[context] = load_codec(out)
+    near, far = found.values()
+    assert (near.provenance["positions"], far.provenance["positions"]) == (68, 200)
+    assert not torch.equal(near.keys[0].basis.analysis, far.keys[0].basis.analysis)
+    mean = near.values[0].basis.mean
+    assert torch.allclose(mean.float(), far.values[0].basis.mean.float(), atol=1e-3)
+    assert run("allocate", *start, "--context", "100000").exit_code == 2
+
+
+def test_points_of_another_context_are_another_series(bench, tmp_path):
+    points = tmp_path / "codec.points.json"
+    plan = AllocationPlan(bits=2.5, search_trials=2)
+    for context in (0, 200):
+        allocate_cache(replace(bench, context=context), plan, points=points)
+    near, far = json.loads(points.read_text()).values()
+    equal = next(iter(near))
+    assert near[equal] != far[equal]
+
+
+def test_bad_input_is_one_message(tiny_folder, tmp_path):
+    (tmp_path / "file").touch()
     for arguments, words in (
         ([], "either --bits or --target-ppl-ratio"),
         (["--bits", "2", "--target-ppl-ratio", "1.1"], "either --bits or --target-ppl-ratio"),
         (["--target-ppl-ratio", "1"], "1"),
         (["--bits", "40"], "out of the range"),
+        (["--bits", "3", "--out", str(tmp_path / "file" / "c.safetensors")], "cannot write"),
     ):
         done = run("allocate", str(tiny_folder), *arguments, *SIZES)
         assert done.exit_code == 2
@@ -258,7 +358,8 @@ def test_calibrate_finds_the_bits_of_a_target(calibrate_command, tiny_folder, tm
     start = [str(tiny_folder), "--out", str(out), "--target-ppl-ratio", "1.5"]
     sizes = ["--calibration-tokens", "408", "--window", "68"]
     invoke = CliRunner().invoke
-    for wrong in (["--bits", "2"], ["--method", "affine"], ["--recent", "4"]):
+    others = (["--method", "affine"], ["--recent", "4"], ["--stage", "pre_rope"])
+    for wrong in (["--bits", "2"], *others):
         refused = invoke(calibrate_command, [*start, *sizes, *wrong])
         assert refused.exit_code == 2
         assert "--target-ppl-ratio" in refused.stderr
@@ -277,7 +378,7 @@ def test_points_are_kept_and_a_second_search_is_the_same(bench, tmp_path):
     _, first = allocate_cache(bench, plan, points=points)
     kept = points.read_text()
     (series,) = json.loads(kept).values()
-    assert len(series) == 4
+    assert len(series) == 4 + 2  # and two fitted codecs
     _, again = allocate_cache(bench, plan, points=points)
     assert points.read_text() == kept
     assert again.tables["sharings"].equals(first.tables["sharings"])
@@ -285,9 +386,61 @@ def test_points_are_kept_and_a_second_search_is_the_same(bench, tmp_path):
     assert len(json.loads(points.read_text())) == 2
 
 
+def test_a_target_goes_on_where_it_was_ended(bench, tmp_path, monkeypatch):
+    """Every finished trial is in the file after an interrupt, and is not run again."""
+    points = tmp_path / "codec.points.json"
+    plan = AllocationPlan(target=1.05, policy="metric")
+    calls = []
+
+    def measured(self, codec):
+        """A curve that wants some trials; the tiny model itself takes any bits."""
+        calls.append(codec.provenance["bits"])
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        ratio = np.exp(2.0 ** (3 - 2 * calls[-1]))
+        return ratio, 1.001 * ratio
+
+    monkeypatch.setattr(PerplexityMeter, "__call__", measured)
+    stop = 0
+    whole = allocate_cache(bench, plan)[1]
+    tried = list(calls)
+    assert len(tried) == len(whole.tables["search"]) >= 3
+    calls.clear()
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        allocate_cache(bench, plan, points=points)
+    (kept,) = json.loads(points.read_text()).values()
+    assert sum(key.startswith("codec") for key in kept) == 2
+    calls.clear()
+    stop = 0
+    again = allocate_cache(bench, plan, points=points)[1]
+    assert calls == tried[2:]
+    assert again.tables["search"].equals(whole.tables["search"])
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", '{"a": 1}'])
+def test_a_file_that_holds_no_points_is_refused(tmp_path, content):
+    path = tmp_path / "x.points.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="no trials"):
+        Points(path, "x")
+    assert path.read_text() == content
+
+
 @pytest.mark.slow
 def test_searched_bits_beat_equal_bits_on_the_bundled_model():
-    bench = open_bench("smollm2-135m", "bundled", TokenBudget(3072, 1536, 256))
-    _, found = allocate_cache(bench, AllocationPlan(bits=2.0, compare=True, tier="entropy"))
-    pairs = found.tables["pairs"].set_index(["first", "second"])
-    assert pairs.loc[("uniform", "searched"), "perplexity_ratio"] > 1
+    """By fitted codecs, on windows that nothing was chosen on."""
+    bench = open_bench("smollm2-135m", "bundled", TokenBudget(2560, 1536, 256))
+    fitted, held = bench.calibration[:-2], bench.calibration[-2:]
+    problem = pose_problem(collect_metrics(bench.model, fitted), "fixed")
+    search = AllocationSearch(bench, Codecs(problem, {}), held, held, Points(None, "x"))
+    total = problem.total(2.25)
+    trials = search.sharings(total, 5)
+    best = min(trials, key=lambda each: each.divergence).sharing
+    assert best != Sharing()
+    meter = DivergenceMeter(bench.model, bench.evaluation[:4])
+    equal, found = (
+        meter(problem.fit(sharing_quanta(each, problem, total), equal_heads=each.has_equal_heads))
+        for each in (Sharing(), best)
+    )
+    assert found < 0.95 * equal

@@ -95,6 +95,8 @@ def test_appending_another_kind_of_run_is_refused(keys):
 def test_wrong_settings_and_shapes_are_refused(keys, rng):
     with pytest.raises(SettingError, match="scale_kind"):
         SignCodec(scale_kind="nearest")
+    with pytest.raises(SettingError, match="scale_dtype must be one of float16, float32, found"):
+        SignCodec(scale_dtype="bfloat16")
     with pytest.raises(ShapeError, match="rotation must be"):
         SignCodec(Frame(torch.eye(16)))
     with pytest.raises(CodecError, match="not orthogonal"):
@@ -133,6 +135,43 @@ def test_scales_are_counted_apart_from_codes():
     keys = 3 * 2 * 8  # layers, heads, tokens; each two bytes of signs and a float16 scale
     assert (stored.code_bytes, stored.metadata_bytes) == (2 * keys, 2 * keys)
     assert stored.bits_per_element == 8 * 4 / 16
+
+
+def test_float32_scales_are_not_rounded_and_cost_16_bits_more(keys):
+    """The decoded magnitude is the mean absolute coordinate, to the last bit only in float32."""
+    exact = keys.abs().mean(dim=-1, keepdim=True).expand_as(keys)
+    wide, narrow = SignCodec(scale_dtype="float32"), SignCodec()
+    bound = 4 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(wide.decode(wide.encode(keys)).abs(), exact, rtol=bound, atol=0)
+    rounded = narrow.decode(narrow.encode(keys)).abs()
+    assert not torch.allclose(rounded, exact, rtol=bound, atol=0)
+    more = wide.encode(keys).bits_per_element - narrow.encode(keys).bits_per_element
+    assert more == pytest.approx(16 / 16)
+    large = wide.decode(wide.encode(keys * 1e6))  # float16 ends at 65504
+    torch.testing.assert_close(large.abs(), exact * 1e6, rtol=bound, atol=0)
+    stored = CacheCodec(LAYOUT, (wide,) * 3).stored(8)
+    assert (stored.code_bytes, stored.metadata_bytes) == (2 * 48, 4 * 48)  # 3 x 2 x 8 vectors
+
+
+@pytest.mark.parametrize(("method", "bits"), [("sign", 1), ("residual_sign", 2)])
+def test_the_dtype_of_scales_is_an_option_that_files_keep(tmp_path, keys, method, bits):
+    """Files from before the option, which lack it, and files of its default are the same."""
+    samples = KeySamples(LAYOUT, (keys[:, :2],) * 3, torch.arange(7))
+    settings = {"method": method, "bits": bits, "rotation": "haar"}
+    codecs = {
+        dtype: calibrate_from_samples(samples, scale_dtype=dtype, **settings)
+        for dtype in ("float16", "float32")
+    }
+    for dtype, codec in codecs.items():
+        loaded = load_codec(codec.save(tmp_path / f"{dtype}.safetensors"))
+        expected = codec.roundtrip(0, keys[:, :2])
+        torch.testing.assert_close(loaded.roundtrip(0, keys[:, :2]), expected, rtol=0, atol=0)
+        assert loaded.bits_per_element(8) == codec.bits_per_element(8)
+    more = codecs["float32"].bits_per_element(8) - codecs["float16"].bits_per_element(8)
+    assert more == bits * 16 / 16
+    assert "scale_dtype" not in str(codecs["float16"].keys[0].state()[0])
+    with pytest.raises(SettingError, match="scale_dtype must be one of float16, float32"):
+        calibrate_from_samples(samples, scale_dtype="float64", **settings)
 
 
 def test_unreadable_codec_files_are_refused(tmp_path, rng):

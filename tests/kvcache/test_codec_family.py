@@ -37,6 +37,7 @@ def refined(base: TensorCodec, rank: int = 2, count: int = 3) -> RefinedCodec:
 CODECS = {
     "sign": SignCodec(Frame(haar())),
     "sign-token-dc": SignCodec(Frame(haar(), None, True), "unbiased"),
+    "sign-float32-scale": SignCodec(Frame(haar()), scale_dtype="float32"),
     "sign-channel-mean": SignCodec(Frame(haar(), torch.ones(HEADS, DIM))),
     "residual-sign": ResidualSignCodec(tuple(SignCodec(Frame(haar(i))) for i in range(3))),
     "scalar": ScalarCodec(3, Frame(haar()), "sphere"),
@@ -118,6 +119,7 @@ def test_huge_and_zero_numbers_stay_finite(codec):
 BITS = {
     # head_dim 64, heads 2, 32 tokens; worked by hand per element
     "sign": (SignCodec(), 1 + 16 / 64),
+    "sign with float32 scales": (SignCodec(scale_dtype="float32"), 1 + 32 / 64),
     "sign with token DC": (SignCodec(Frame(token_dc=True)), 1 + 32 / 64),
     "two stages": (ResidualSignCodec((SignCodec(), SignCodec())), 2 * (1 + 16 / 64)),
     "three stages": (ResidualSignCodec((SignCodec(),) * 3), 3 * (1 + 16 / 64)),

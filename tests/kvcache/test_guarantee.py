@@ -19,9 +19,11 @@ def text() -> torch.Tensor:
 def spend(make_model, text):
     """Spends bits on a tiny model with two sliding and two full layers."""
     model = make_model("qwen2-sliding")
-    inputs, samples = collect_inputs(model, text), collect_metrics(model, text)
+    inputs = collect_inputs(model, text)
 
     def run(codec: CacheCodec, budget: Budget):
+        turned = codec.provenance.get("stage") == "pre_rope"
+        samples = collect_metrics(model, text, pre_rope=turned)
         return model, spend_until_bounded(codec, inputs, samples, budget)
 
     return model, run

@@ -65,6 +65,7 @@ def codec_for(model, ids, bits=3.0, **options):
     return calibrate(
         model,
         ids[:, :64],
+        context=200,
         bits=bits,
         method="transform",
         value_bits=bits,
@@ -220,7 +221,7 @@ def test_attention_of_its_own_is_refused(monkeypatch):
 
 def test_a_trellis_cannot_be_read_code_by_code(ids, monkeypatch):
     model = make("llama", monkeypatch)
-    codec = codec_for(model, ids, states=4)
+    codec = codec_for(model, ids, states=4, stage="post_rope")
     with pytest.raises(CodecError, match="calibrate with states=1"):
         PackedTransformCodec(codec.keys[0], "keys")
     use_packed_attention(model)

@@ -118,7 +118,7 @@ def test_a_basis_that_ignores_queries_is_worse(samples):
         assert weighted.bits_per_element(512) == pytest.approx(
             blind.bits_per_element(512), abs=0.02
         )
-        assert weighted_error(weighted, samples) < 0.7 * weighted_error(blind, samples)
+        assert weighted_error(weighted, samples) < 0.75 * weighted_error(blind, samples)
 
 
 def test_a_shared_budget_has_less_error_than_an_equal_one(samples):
@@ -293,9 +293,8 @@ def test_a_model_generates_with_it(method, family, make_model, rng):
     """Grouped queries, partial RoPE, none; windows shorter than head_dim leave singular moments."""
     model = make_model(family)
     text = torch.randint(1, 61, (2, 12), generator=rng)
-    codec = calibrate(
-        model, text, method=method, bits=3, value_method=method, value_bits=3, sinks=2
-    )
+    both = {"method": method, "bits": 3, "value_method": method, "value_bits": 3}
+    codec = calibrate(model, text, **both, sinks=2, context=94)
     prompt = torch.randint(1, 61, (1, 90), generator=rng)
     cache = codec.new_cache(model, prefill="decoded")
     found = model.generate(prompt, past_key_values=cache, max_new_tokens=4, do_sample=False)

@@ -98,7 +98,9 @@ def test_the_records_carry_what_they_were_made_from(tmp_path, settings):
         if folder.name != "theorems":
             assert record.inputs, folder.name
     evaluation = read_measurement(out / "records" / "evaluation")
-    assert {"full", "zeros", "sign-learned", "transform-both"} <= set(evaluation.tables["methods"]["method"])
+    assert {"full", "zeros", "sign-learned", "transform-both"} <= set(
+        evaluation.tables["methods"]["method"]
+    )
     assert set(evaluation.tables["methods"]["protocol"]) == {"teacher-forced", "cache"}
 
 

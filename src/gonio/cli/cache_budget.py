@@ -23,9 +23,8 @@ _TIERS = {"transform": "fixed", "entropy": "entropy"}  # by method
 _CALIBRATION = 6144  # two thirds of it fit codecs, the rest is held out
 _EVALUATION = 3072
 _OWN = ("bits", "value_method", "value_bits", "rotation", "centering", "iterations")
-_WEIGHTED = ("metric", "budget", "floor", "dead_zone", "states", "held_out_tokens")
-_PLACES = ("spread", "context")
-_REFUSED = (*_OWN, "correction_rank", "exceptions", "recent", *_WEIGHTED, *_PLACES)
+_WEIGHTED = ("metric", "budget", "span", "floor", "dead_zone", "states", "stage", "held_out_tokens")
+_REFUSED = (*_OWN, "correction_rank", "exceptions", "recent", *_WEIGHTED, "spread")
 _TARGET = click.FloatRange(min=1, min_open=True)
 
 
@@ -35,7 +34,7 @@ _TARGET = click.FloatRange(min=1, min_open=True)
 @click.option(
     "--target-ppl-ratio",
     type=_TARGET,
-    help="Instead: the fewest bits whose perplexity is at most this many times the full one.",
+    help="Instead: about the fewest bits whose perplexity is at most this many times the full one.",
 )
 @click.option(
     "--tier",
@@ -60,6 +59,13 @@ _TARGET = click.FloatRange(min=1, min_open=True)
     "--evaluation-tokens", type=click.IntRange(min=16), default=_EVALUATION, show_default=True
 )
 @click.option("--window", type=click.IntRange(min=16), default=512, show_default=True)
+@click.option(
+    "--context",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Positions to spread the calibration windows over: as many as the cache is to hold.  "
+    "[--window]",
+)
 @click.option("--seed", default=0, show_default=True)
 @output_options
 @plot_option
@@ -76,6 +82,7 @@ def allocate(
     calibration_tokens: int,
     evaluation_tokens: int,
     window: int,
+    context: int,
     seed: int,
     output: Output,
     overwrite: bool,
@@ -84,11 +91,15 @@ def allocate(
 
     Equal bits are the start; departures from them (keys against values, layers by the metric,
     first and last layer, heads) are kept where held-out text says they help. Every trial is kept
-    in FILE.points.json beside --out, so that a run that was ended goes on.
+    beside --out (in c.points.json for c.safetensors): after Ctrl-C the same command goes on.
 
-    Give --bits, or --target-ppl-ratio for the fewest bits that reach a quality: searched on
+    Give --bits, or --target-ppl-ratio for about the fewest bits that reach a quality: searched on
     held-out calibration windows (the upper end of the ratio's interval counts), reported on
     evaluation windows that nothing was chosen on. The codec is an ordinary one.
+
+    Keys are coded after rotary embedding. For contexts longer than --window give --context: what
+    codecs are fitted to and searched on is then read at positions all over it; what is reported
+    is still read from the start.
 
     \b
     Example:
@@ -108,7 +119,8 @@ def allocate(
         sinks=sinks,
         seed=seed,
     )
-    _run(model, plan, text, (calibration_tokens, evaluation_tokens, window), out, output, overwrite)
+    sizes = (calibration_tokens, evaluation_tokens, window, 0, context)
+    _run(model, plan, text, sizes, out, output, overwrite)
 
 
 def accept_target(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,7 +168,7 @@ def _calibrate_to_target(
     sinks = {"sinks": chosen["sinks"]} if given("sinks") else {}
     tokens = chosen["calibration_tokens"] if given("calibration_tokens") else _CALIBRATION
     plan = AllocationPlan(target=target, tier=tier, seed=chosen["seed"], **sinks)
-    sizes = (tokens, max(_EVALUATION, chosen["window"]), chosen["window"])
+    sizes = (tokens, max(_EVALUATION, chosen["window"]), chosen["window"], 0, chosen["context"])
     _run(model, plan, chosen["text"], sizes, out, output, overwrite)
 
 
@@ -164,7 +176,7 @@ def _run(
     model: str,
     plan: AllocationPlan,
     text: str,
-    sizes: tuple[int, int, int],
+    sizes: tuple[int, int, int, int, int],
     out: Path | None,
     output: Output,
     overwrite: bool,

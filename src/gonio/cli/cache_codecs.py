@@ -61,8 +61,18 @@ _METHODS = ("sign", "residual_sign", "scalar", "affine", "transform", "entropy",
     type=click.Choice(["shared", "equal"]),
     help="Their bits: shared by need, or equal in every head.  [shared]",
 )
+@click.option(
+    "--span",
+    type=click.Choice(["head", "layer"]),
+    help="Coordinates of each head, or of all together.  [layer; with --states 1 head]",
+)
 @click.option("--floor", type=float, help="Least eigenvalue of a metric over their mean.  [0.001]")
 @click.option("--dead-zone", type=float, help="Squared steps a bit of entropy is worth.  [0.15]")
+@click.option(
+    "--stage",
+    type=click.Choice(["pre_rope", "post_rope"]),
+    help="Keys coded before RoPE, for all positions, or after it.  [before where it can be]",
+)
 @click.option("--states", type=int, help="Of the trellis of transform; 1 for none.  [16]")
 @click.option(
     "--spread",
@@ -118,11 +128,14 @@ def calibrate(
     """Calibrate a codec for MODEL's cache and write it to one safetensors file.
 
     Keys by --method and --bits; values stay as they are unless --value-bits or --value-method is
-    given. Prints bits per element with every stored byte counted. --metric, --budget, --floor,
-    --dead-zone and --states are for transform and entropy, for keys and values alike; their record
-    says by layer how far errors on held-out text are above the limits of rate-distortion theory.
+    given. Prints bits per element with every stored byte counted. --metric, --budget, --span,
+    --floor, --dead-zone and --states are for transform and entropy, for keys and values alike;
+    their record says by layer how far errors on held-out text are above the limits of
+    rate-distortion theory.
 
-    Keys are coded after rotary embedding: a codec serves the positions it was calibrated at. For
+    By transform and entropy keys are coded as before rotary embedding, where the model's is known:
+    one codec serves all positions. With --states 1, which attention reads as it lies, and with
+    --stage post_rope a codec serves the positions it was calibrated at, and says which: for
     contexts longer than --window give --context.
 
     \b
@@ -223,7 +236,7 @@ def _weighted_options(
     from gonio.kvcache.options import option_names
 
     given = {name: value for name, value in chosen.items() if value is not None}
-    for_keys, for_values = set(option_names(method)), set(option_names(value_method))
+    for_keys, for_values = set(option_names(method)), set(option_names(value_method, "values"))
     for name in given:
         if name not in for_keys | for_values:
             raise SettingError(

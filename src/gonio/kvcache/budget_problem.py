@@ -218,7 +218,7 @@ def pose_problem(
             f"calibration windows end at token {int(samples.positions.max())}, and the first "
             f"{skip} are left out as sinks\nUse longer windows."
         )
-    options = resolve_options(TIERS[tier], "keys", CodecOptions())
+    options = resolve_options(TIERS[tier], "keys", CodecOptions(span="head", stage="post_rope"))
     units: list[Unit] = []
     parts: Sequence[Part] = get_args(Part)
     for part in parts:

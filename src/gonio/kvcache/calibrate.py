@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
@@ -15,9 +16,18 @@ from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec, ZeroCodec
 from gonio.kvcache.correction import RankCorrection, residual_basis
 from gonio.kvcache.exceptions import ExactExceptions
-from gonio.kvcache.options import TRANSFORMS, CodecOptions, Method, check_bits, resolve_options
+from gonio.kvcache.options import (
+    TRANSFORMS,
+    CodecOptions,
+    Method,
+    check_bits,
+    resolve_options,
+    wants_pre_rope,
+)
+from gonio.kvcache.pre_rope_codec import PreRopeCodec, bits_without_place
 from gonio.kvcache.refined_codec import RefinedCodec, Refinement
 from gonio.kvcache.residual_sign_codec import ResidualSignCodec
+from gonio.kvcache.rotary import can_turn
 from gonio.kvcache.samples import CacheSamples, KeySamples, collect_cache
 from gonio.kvcache.scalar_codec import ScalarCodec
 from gonio.kvcache.sensitivity import MetricSamples, collect_metrics
@@ -39,8 +49,7 @@ __all__ = [
     "fit_codecs",
 ]
 
-# The first tokens of a window attract attention whatever they are, and their keys are outliers
-# (Xiao et al. 2023, arXiv:2309.17453); 4 are enough on the bundled model.
+# First tokens attract attention and have outlying keys (Xiao et al. 2023, arXiv:2309.17453).
 SINK_TOKENS = 4
 
 Progress = Callable[[str, int, int], None]
@@ -78,9 +87,8 @@ def calibrate(
         sinks: First tokens the cache keeps raw.
         recent: Most recent tokens the cache keeps raw.
         window: Tokens per calibration window when ``token_ids`` is one run.
-        context: Positions the windows are spread over, up to the model's limit. Keys are coded
-            after RoPE, so a codec serves the positions it was calibrated at; 0 leaves all windows
-            at the start.
+        context: Positions the windows are spread over, up to the model's limit; 0 leaves all at
+            the start. A codec of keys after RoPE serves the positions it was calibrated at.
         seed: Seed of random rotations and starts.
         progress: Called with (what, done, total).
         **options: Options of the key method, see :class:`CodecOptions`.
@@ -107,9 +115,10 @@ def calibrate(
     plan = _plan(settings, options)  # a wrong setting fails before the model runs
     windows = token_ids if token_ids.ndim == 2 else token_windows(token_ids, window)
     if any(name in TRANSFORMS for name, _, _ in plan.values()):
-        skip = max(SINK_TOKENS, sinks)
+        reading = {"skip": max(SINK_TOKENS, sinks), "context": context, "seed": seed}
+        turned = wants_pre_rope(method, options, can_turn=can_turn(model))
         samples: KeySamples = collect_metrics(
-            model, windows, skip=skip, context=context, seed=seed, progress=progress
+            model, windows, pre_rope=turned, progress=progress, **reading
         )
     else:
         samples = collect_cache(model, windows, context=context, progress=progress)
@@ -188,6 +197,9 @@ def calibrate_from_samples(
             f"calibration windows end at token {int(samples.positions.max())}, and the first "
             f"{max(SINK_TOKENS, sinks)} are left out as sinks\nUse longer windows."
         )
+    is_turned = isinstance(samples, MetricSamples) and bool(samples.rotary)
+    if plan["keys"][2].get("stage") == "auto":
+        plan["keys"][2]["stage"] = "pre_rope" if is_turned else "post_rope"
     codecs: dict[Part, tuple[TensorCodec, ...]] = {"values": ()}
     for part, planned in plan.items():
         codecs[part] = _fit_part(samples, part, planned, used, seed, progress)
@@ -216,6 +228,12 @@ def _fit_part(
 ) -> tuple[TensorCodec, ...]:
     """The codecs of keys or of values, one per layer, from the tokens that are used."""
     name, width, chosen = planned
+    rotary = samples.rotary if isinstance(samples, MetricSamples) and part == "keys" else ()
+    if bool(rotary) != (chosen.get("stage") == "pre_rope") and name != "lossless":
+        raise SettingError(
+            f"keys are to be coded {chosen.get('stage', 'post_rope')}, the samples are of the "
+            "other side of RoPE\nCollect them with collect_metrics(pre_rope=...) likewise."
+        )
     if part == "keys":
         vectors = samples.keys
     elif isinstance(samples, CacheSamples):
@@ -227,8 +245,14 @@ def _fit_part(
         return fit_codecs(name, int(width), kept, chosen, seed=seed, progress=progress)
     if not isinstance(samples, MetricSamples):
         raise SettingError(f"method {name!r} needs metrics: collect samples with collect_metrics")
-    fit = fit_transform_codecs if name == "transform" else fit_entropy_codecs
-    return fit(width, kept, samples.metrics(part, chosen["metric"]), chosen, progress)
+    fit: Any = fit_transform_codecs if name == "transform" else fit_entropy_codecs
+    if rotary:
+        width = bits_without_place(name, width, vectors[0].shape[1] * vectors[0].shape[3])
+    metrics = samples.metrics(part, chosen["metric"])
+    fitted: tuple[TensorCodec, ...] = fit(width, kept, metrics, chosen, progress)
+    if not rotary:
+        return fitted
+    return tuple(PreRopeCodec(base, turns) for base, turns in zip(fitted, rotary, strict=True))
 
 
 def fit_codecs(
@@ -325,7 +349,8 @@ def _fit_bases(
     frames = fit_frames(vectors=by_head, generator=generator, progress=progress, **frame_options)
     if method == "scalar":
         return tuple(ScalarCodec(bits, frame, options["law"]) for frame in frames)
-    stages = [(SignCodec(frame, options["scale_kind"]),) for frame in frames]
+    scale = {name: options[name] for name in ("scale_kind", "scale_dtype")}
+    stages = [(SignCodec(frame, **scale),) for frame in frames]
     if method == "sign":
         return tuple(stage for (stage,) in stages)
     return _add_stages(stages, by_head, bits, frame_options, generator, progress)
@@ -349,7 +374,7 @@ def _add_stages(
         vectors = [x[0] for x in left]
         frames = fit_frames(vectors=vectors, generator=generator, progress=progress, **options)
         chains = [
-            (*chain, SignCodec(frame, chain[0].scale_kind))
+            (*chain, replace(chain[0], frame=frame))
             for chain, frame in zip(chains, frames, strict=True)
         ]
     return tuple(ResidualSignCodec(chain) for chain in chains)

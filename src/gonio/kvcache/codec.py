@@ -22,6 +22,9 @@ from gonio.kvcache.costs import new_stream, stored_by_layer
 from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.layer import CompressedLayer, Prefill
 from gonio.kvcache.packed_attention import packed_cache, uses_packed
+from gonio.kvcache.positions import PLACED, Reach
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
+from gonio.kvcache.rotary import PositionWatch, has_rotary, model_rotary
 from gonio.kvcache.side_data import (
     CodecState,
     pack_codecs,
@@ -168,7 +171,32 @@ class CacheCodec:
         limit = scratch_bytes // self.layout.num_layers
         layers = [self._layer(i, prefill, sinks, limit) for i in range(self.layout.num_layers)]
         cache = CompressedCache(layers, self.fingerprint)
-        return packed_cache(cache, model) if uses_packed(model) else cache
+        cache = packed_cache(cache, model) if uses_packed(model) else cache
+        self._follow_positions(cache.layers, model, left_padding)
+        return cache
+
+    @property
+    def positions(self) -> int | None:
+        """Positions that the keys' codec serves: those of its calibration; None for all.
+
+        None also where these are not known.
+        """
+        known = self.provenance.get("positions")
+        return int(known) if known and set(self.method.split("+")) & set(PLACED) else None
+
+    def _follow_positions(
+        self, layers: list[CompressedLayer], model: PreTrainedModel, left_padding: int
+    ) -> None:
+        """Have the layers see positions where keys are turned by them, or warn past the last."""
+        if any(isinstance(codec, PreRopeCodec) for codec in self.keys):
+            model_rotary(model)  # refuses a model whose angles or positions are not known
+            watch = PositionWatch(model)
+            for layer in layers:
+                layer.watch = watch
+        if self.positions is not None and has_rotary(model):
+            reach = Reach(self.method, self.positions, left_padding)
+            for layer in layers:
+                layer.reach = reach
 
     def _layer(self, index: int, prefill: Prefill, sinks: int, scratch: int) -> CompressedLayer:
         key, value, window = self.keys[index], self.values[index], self.layout.window_of(index)

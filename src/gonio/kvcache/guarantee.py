@@ -73,7 +73,8 @@ def spend_until_bounded(
         inputs: What each layer's attention reads in the text, as
             :func:`gonio.kvcache.certify.collect_inputs` gives it.
         samples: Keys and values to calibrate on;
-            :class:`gonio.kvcache.sensitivity.MetricSamples` for ``transform`` and ``entropy``.
+            :class:`gonio.kvcache.sensitivity.MetricSamples` for ``transform`` and ``entropy``, of
+            keys before RoPE where the codec's are.
         budget: What is allowed.
         progress: Called with (what, layers done, layers).
 
@@ -207,6 +208,6 @@ def _of_layer(samples: CacheSamples, layer: int) -> CacheSamples:
     per_layer: dict[str, Any] = {
         each.name: (getattr(samples, each.name)[layer],)
         for each in fields(samples)
-        if isinstance(getattr(samples, each.name), tuple)
+        if isinstance(getattr(samples, each.name), tuple) and getattr(samples, each.name)
     }
     return replace(samples, layout=layout, **per_layer)

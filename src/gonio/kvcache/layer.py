@@ -17,6 +17,8 @@ from transformers.cache_utils import CacheLayerMixin
 from gonio.errors import CodecError, ModelError
 from gonio.kvcache.contract import TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec
+from gonio.kvcache.positions import Reach
+from gonio.kvcache.rotary import PositionWatch
 from gonio.kvcache.stream import TokenStream
 
 __all__ = ["CompressedLayer", "Prefill"]
@@ -37,6 +39,10 @@ class CompressedLayer(CacheLayerMixin):
             reads has been through the codecs. From the second call on stored ones are read always.
         scratch_limit: Bytes of decoded tokens that the layer may keep, shared evenly by those of
             its streams that are coded; 0 decodes everything at each call.
+
+    Attributes:
+        watch: Where the positions of new tokens are seen; without one tokens are counted.
+        reach: Told how many tokens there are, when the codec serves a number of positions.
     """
 
     is_compileable = False
@@ -56,6 +62,8 @@ class CompressedLayer(CacheLayerMixin):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers is partly untyped
         self.prefill = prefill
+        self.watch: PositionWatch | None = None
+        self.reach: Reach | None = None
         codecs = (key_codec, value_codec or LosslessCodec())
         coded = [not isinstance(codec, LosslessCodec) for codec in codecs]
         limits = [scratch_limit // max(sum(coded), 1) * each for each in coded]
@@ -110,8 +118,12 @@ class CompressedLayer(CacheLayerMixin):
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.key_stream.append(key_states)
+        seen = self.get_seq_length()
+        last = None if self.watch is None else self.watch.last(key_states, seen)
+        self.key_stream.append(key_states, last)
         self.value_stream.append(value_states)
+        if self.reach is not None:
+            self.reach.note(seen + key_states.shape[-2])
 
     def get_seq_length(self) -> int:
         """Tokens stored."""

@@ -11,20 +11,24 @@ from gonio.kvcache.correction import Coefficients
 from gonio.kvcache.frame import CenteringKind
 from gonio.kvcache.scalar_codec import Law
 from gonio.kvcache.sensitivity import MetricKind
-from gonio.kvcache.sign_codec import ScaleKind
+from gonio.kvcache.sign_codec import ScaleDtype, ScaleKind
 from gonio.kvcache.transform_fit import Budget
 from gonio.kvcache.transforms import RotationKind, check_rotation_kind
+from gonio.kvcache.weighted_basis import Span
 from gonio.quant.trellis import STATES
 
 __all__ = [
     "TRANSFORMS",
     "CodecOptions",
     "Method",
+    "Stage",
     "check_bits",
     "option_names",
     "resolve_options",
+    "wants_pre_rope",
 ]
 
+Stage = Literal["auto", "pre_rope", "post_rope"]
 Method = Literal["sign", "residual_sign", "scalar", "affine", "transform", "entropy", "lossless"]
 TRANSFORMS = ("transform", "entropy")  # methods that need metrics and take fractional bits
 
@@ -33,19 +37,25 @@ class CodecOptions(TypedDict, total=False):
     """Choices of a codec beside its method and bits; each method has its own.
 
     ``sign`` and ``residual_sign``: rotation (learned), shared_rotation (False: one per head),
-    centering (none), scale_kind (least_squares), iterations (50). ``scalar``: rotation (haar),
-    centering (none), law (sphere). ``affine``: axis (channel for keys, token for values), group
-    (32). All of these: correction_rank (0: none), coefficients (float16), exceptions (0).
+    centering (none), scale_kind (least_squares), scale_dtype (float16), iterations (50).
+    ``scalar``: rotation (haar), centering (none), law (sphere). ``affine``: axis (channel for
+    keys, token for values), group (32). All of these: correction_rank (0: none), coefficients
+    (float16), exceptions (0).
     ``transform`` and ``entropy``: metric (joined; see :mod:`gonio.kvcache.sensitivity`), budget
     (shared over layers and heads), floor (0.001, the least eigenvalue of a metric over their
-    mean); ``transform`` also states (16, of the trellis; 1 for none, 4 to 64), ``entropy`` also
-    dead_zone (0.15 squared steps per bit).
+    mean), span (layer: coordinates of all heads of a layer together; head, the default of scalar
+    codes, which attention can read as they lie), and for keys stage (pre_rope turns
+    keys back by their positions first, so that one codec serves all positions; post_rope; auto,
+    the default, the first but for scalar codes and models whose turns are not known); ``transform``
+    also states (16, of the trellis; 1 for none, 4 to 64), ``entropy`` also dead_zone (0.15 squared
+    steps per bit).
     """
 
     rotation: RotationKind
     shared_rotation: bool
     centering: CenteringKind
     scale_kind: ScaleKind
+    scale_dtype: ScaleDtype
     iterations: int
     law: Law
     axis: Axis
@@ -56,8 +66,10 @@ class CodecOptions(TypedDict, total=False):
     metric: MetricKind
     budget: Budget
     floor: float
+    span: Span
     states: int
     dead_zone: float
+    stage: Stage
 
 
 _REFINEMENTS = CodecOptions(correction_rank=0, coefficients="float16", exceptions=0)
@@ -66,10 +78,11 @@ _SIGN = CodecOptions(
     shared_rotation=False,
     centering="none",
     scale_kind="least_squares",
+    scale_dtype="float16",
     iterations=50,
     **_REFINEMENTS,
 )
-_WEIGHTED = CodecOptions(metric="joined", budget="shared", floor=1e-3)
+_WEIGHTED = CodecOptions(metric="joined", budget="shared", floor=1e-3, span="layer", stage="auto")
 _DEFAULTS: dict[str, CodecOptions] = {
     "sign": _SIGN,
     "residual_sign": _SIGN,
@@ -79,6 +92,14 @@ _DEFAULTS: dict[str, CodecOptions] = {
     "entropy": CodecOptions(dead_zone=0.15, **_WEIGHTED),
     "lossless": CodecOptions(),
 }
+_CHOICES = (
+    ("metric", MetricKind),
+    ("budget", Budget),
+    ("span", Span),
+    ("stage", Stage),
+    ("scale_kind", ScaleKind),
+    ("scale_dtype", ScaleDtype),
+)
 _RANDOM: tuple[RotationKind, ...] = ("none", "haar", "hadamard")
 
 
@@ -95,6 +116,8 @@ def resolve_options(
     defaults: dict[str, Any] = dict(_DEFAULTS[method])
     if method == "affine" and part == "values":
         defaults["axis"] = "token"
+    if part == "values":
+        defaults.pop("stage", None)
     for name in options:
         if name not in defaults:
             near = difflib.get_close_matches(name, defaults, n=1)
@@ -103,6 +126,8 @@ def resolve_options(
                 + (f"; did you mean {near[0]!r}?" if near else "")
                 + f"\nIt has {', '.join(defaults) or 'none'}."
             )
+    if options.get("states") == 1:
+        defaults["span"] = "head"
     found: dict[str, Any] = {**defaults, **options}
     if "rotation" in found:
         check_rotation_kind(found["rotation"])
@@ -119,7 +144,7 @@ def resolve_options(
         raise SettingError(
             f"states must be one of {', '.join(map(str, STATES))}, found {found['states']}"
         )
-    for name, kind in (("metric", MetricKind), ("budget", Budget)):
+    for name, kind in _CHOICES:
         if name in found and found[name] not in get_args(kind):
             raise SettingError(
                 f"{name} must be one of {', '.join(get_args(kind))}, found {found[name]!r}"
@@ -127,9 +152,24 @@ def resolve_options(
     return found
 
 
-def option_names(method: str | None) -> tuple[str, ...]:
+def option_names(method: str | None, part: Literal["keys", "values"] = "keys") -> tuple[str, ...]:
     """Names of the options of a method; none for no method or an unknown one."""
-    return tuple(_DEFAULTS.get(method or "", ()))
+    names = _DEFAULTS.get(method or "", CodecOptions())
+    return tuple(name for name in names if part == "keys" or name != "stage")
+
+
+def wants_pre_rope(method: str, options: CodecOptions, *, can_turn: bool) -> bool:
+    """Whether keys are to be collected before RoPE.
+
+    Args:
+        method: Of the keys.
+        options: Theirs; ``stage`` decides where it is given.
+        can_turn: The turns of the model are known.
+    """
+    stage = options.get("stage", "auto")
+    if method not in TRANSFORMS or stage != "auto":
+        return stage == "pre_rope"
+    return can_turn and options.get("states") != 1
 
 
 def check_bits(method: str, bits: float | None) -> float:

@@ -27,6 +27,7 @@ from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.layer import CompressedLayer
 from gonio.kvcache.packed_codec import PackedTransformCodec
 from gonio.kvcache.packed_layer import PackedLayer, PackedSlidingLayer, layer_behind
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.kvcache.sliding import CompressedSlidingLayer
 from gonio.kvcache.transform_codec import TransformCodec
 
@@ -86,7 +87,7 @@ def fastest_attention(model: PreTrainedModel, codecs: Sequence[TensorCodec]) -> 
     """
     can_read = (
         bool(codecs)
-        and all(isinstance(each, TransformCodec) and each.states == 1 for each in codecs)
+        and all(isinstance(each, TransformCodec) and each.is_readable for each in codecs)
         and model.device.type == "cpu"
         and model._can_set_attn_implementation()
         and kernel_status().level != "reference"
@@ -307,10 +308,14 @@ def _why_not(layer: CompressedLayer) -> str:
     """Why a layer's codes cannot be read by the kernels; empty when they can."""
     for part, stream in zip(get_args(Part), layer.streams, strict=True):
         codec = stream.codec
+        if isinstance(codec, PreRopeCodec):
+            return "keys are coded before RoPE, which the kernels do not turn"
         if not isinstance(codec, TransformCodec):
             return f"{part} are {getattr(codec, 'method', 'raw')}, not transform"
         if codec.states > 1:
             return f"{part} have a trellis (calibrate with states=1)"
+        if not codec.is_readable:
+            return f"{part} have one basis for all heads (calibrate with span='head')"
     return ""
 
 

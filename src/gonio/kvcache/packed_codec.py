@@ -39,6 +39,11 @@ class PackedTransformCodec:
                 "codes of a trellis depend on one another and cannot be read one by one; "
                 "calibrate with states=1"
             )
+        if not self.codec.is_readable:
+            raise CodecError(
+                "codes of one basis for all heads cannot be read head by head; "
+                "calibrate with span='head'"
+            )
 
     @cached_property
     def plan(self) -> CodePlan:

@@ -90,10 +90,7 @@ class PackedLayer(CompressedLayer):
             raise ModelError(
                 "a compressed cache grows and cannot be compiled; use the model itself"
             )
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        self.key_stream.append(key_states)
-        self.value_stream.append(value_states)
+        self._append(key_states, value_states)
 
     def finish(self) -> None:
         """Note that attention has read what it was to read."""

@@ -21,7 +21,7 @@ from gonio.kvcache.entropy_codec import BLOCK, overhead_bits
 from gonio.kvcache.quantizer_design import cell_edges, design_cells, design_levels
 from gonio.kvcache.stand_in import StandIn
 from gonio.kvcache.transform_fit import TRELLIS_GAIN, allocate_widths
-from gonio.kvcache.weighted_basis import WeightedBasis, fit_basis, head_moments
+from gonio.kvcache.weighted_basis import WeightedBasis, fit_span
 
 __all__ = ["TIERS", "EntropyCurve", "FixedCurve", "RateCurve", "Tier", "rate_curve"]
 
@@ -134,7 +134,7 @@ def rate_curve(tier: Tier, vectors: Tensor, metric: Tensor, options: dict[str, A
         metric: ``(num_kv_heads, dim, dim)``.
         options: Of the tier's method, see :class:`gonio.kvcache.options.CodecOptions`.
     """
-    basis, _ = fit_basis(*head_moments(vectors), metric, floor=options["floor"])
+    basis, _ = fit_span(vectors, metric, options["span"], floor=options["floor"])
     rows = basis.apply(vectors)
     rows = rows[:, :: max(1, rows.shape[1] // SAMPLES)].contiguous()
     if tier == "fixed":

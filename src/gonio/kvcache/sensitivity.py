@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from gonio.errors import ModelError, ShapeError
 from gonio.kvcache.capture import AttentionCall, captured_attention
 from gonio.kvcache.positions import check_context, window_positions
+from gonio.kvcache.rotary import Rotary, model_rotary
 from gonio.kvcache.samples import CacheSamples
 from gonio.models.attention import AttentionLayout, attention_layout
 
@@ -43,12 +44,15 @@ class MetricSamples(CacheSamples):
         value_local: Per layer ``W_o^T W_o`` summed over the group.
         key_fisher: Per layer ``E[g g^T]`` of keys.
         value_fisher: The same of values.
+        rotary: The turns of each layer where keys, ``key_local`` and ``key_fisher`` are those
+            before RoPE; empty where they are those after it.
     """
 
     key_local: tuple[Tensor, ...]
     value_local: tuple[Tensor, ...]
     key_fisher: tuple[Tensor, ...]
     value_fisher: tuple[Tensor, ...]
+    rotary: tuple[Rotary, ...] = ()
 
     def metrics(self, part: Literal["keys", "values"], kind: MetricKind) -> list[Tensor]:
         """One metric per layer, ``(num_kv_heads, dim, dim)``; their traces average to dim."""
@@ -89,6 +93,7 @@ def collect_metrics(
     *,
     skip: int = 4,
     context: int = 0,
+    pre_rope: bool = False,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> MetricSamples:
@@ -99,13 +104,17 @@ def collect_metrics(
         windows: Token ids ``(num_windows, window_length)``.
         skip: First tokens of a window left out of the metrics: sinks.
         context: Positions the windows are spread over; 0 leaves all at the start.
+        pre_rope: Whether to turn keys back to before RoPE, with what errors of them cost there:
+            gradients turned back likewise, queries by the position of a key they read, drawn
+            evenly from those before them (from ``context`` positions where that is more).
         seed: Seed of the tokens drawn from the model's predictions.
         progress: Called with (what, windows done, windows).
 
     Raises:
         ShapeError: ``windows`` is not two-dimensional, or no longer than ``skip``.
         SettingError: The model has no positions for this context.
-        ModelError: The model's attention is not supported, or its output projection not found.
+        ModelError: The model's attention is not supported, its output projection not found, or
+            keys before RoPE are wanted and not known.
     """
     if windows.ndim != 2 or windows.shape[1] <= skip:
         raise ShapeError(
@@ -114,7 +123,8 @@ def collect_metrics(
     check_context(model.config, context)
     layout = attention_layout(model.config)
     projections = _projection_metrics(model, layout)  # fails before the model runs
-    sums = _Sums(layout, windows.shape, skip)
+    rotary = model_rotary(model) if pre_rope else ()
+    sums = _Sums(layout, windows.shape, skip, rotary, context, seed)
     generator = torch.Generator().manual_seed(seed)
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
@@ -122,7 +132,7 @@ def collect_metrics(
             parameter.requires_grad_(False)
         places = window_positions(windows.shape[0], windows.shape[1], context)
         for index, (window, place) in enumerate(zip(windows, places, strict=True)):
-            sums.add(index, _gradients(model, window, place, generator))
+            sums.add(index, _gradients(model, window, place, generator), place)
             if progress is not None:
                 progress("observing what errors cost", index + 1, len(windows))
     finally:
@@ -136,6 +146,7 @@ def collect_metrics(
         torch.arange(windows.shape[1]),
         tuple(sums.values),
         value_local=projections,
+        rotary=rotary,
         **average,
     )
 
@@ -166,8 +177,18 @@ def _gradients(
 class _Sums:
     """Keys and values window by window, and sums of outer products."""
 
-    def __init__(self, layout: AttentionLayout, shape: torch.Size, skip: int) -> None:
+    def __init__(
+        self,
+        layout: AttentionLayout,
+        shape: torch.Size,
+        skip: int,
+        rotary: tuple[Rotary, ...] = (),
+        context: int = 0,
+        seed: int = 0,
+    ) -> None:
         self._layout, self._skip = layout, skip
+        self._rotary, self._context = rotary, context
+        self._generator = torch.Generator().manual_seed(seed)
         heads, layers = layout.num_kv_heads, range(layout.num_layers)
         dims = {"keys": layout.head_dim, "values": layout.value_dim}
         self.keys, self.values = (
@@ -182,17 +203,20 @@ class _Sums:
             )
         }
 
-    def add(self, index: int, calls: list[AttentionCall]) -> None:
+    def add(self, index: int, calls: list[AttentionCall], place: Tensor | None = None) -> None:
         found = sorted(call.layer for call in calls)
         if found != list(range(self._layout.num_layers)):
             raise ModelError(f"attention was observed in layers {found}, expected each once")
         for call in calls:
-            self.keys[call.layer][index] = call.key.detach()[0]
-            self.values[call.layer][index] = call.value.detach()[0]
+            key, gradient = call.key.detach(), call.key.grad
             query = call.query.detach()[0].unflatten(0, (call.key.shape[1], -1)) * call.scale
+            if self._rotary:
+                key, gradient, query = self._turned_back(call.layer, key, gradient, query, place)
+            self.keys[call.layer][index] = key[0]
+            self.values[call.layer][index] = call.value.detach()[0]
             each = {
                 "key_local": query,
-                "key_fisher": call.key.grad,
+                "key_fisher": gradient,
                 "value_fisher": call.value.grad,
             }
             for name, vectors in each.items():
@@ -201,6 +225,26 @@ class _Sums:
                 rows = vectors.reshape(*query.shape[:1], -1, *vectors.shape[-2:])
                 rows = rows[:, :, self._skip :].flatten(1, 2).double().cpu()
                 self.metrics[name][call.layer] += rows.mT @ rows
+
+    def _turned_back(
+        self,
+        layer: int,
+        key: Tensor,
+        gradient: Tensor | None,
+        query: Tensor,
+        place: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Keys and gradients before RoPE, and queries as a key they read sees them there."""
+        rotary, count = self._rotary[layer], key.shape[-2]
+        within = torch.arange(count)
+        places = within if place is None else place[0].cpu()
+        span = (within + 1).clamp(min=self._context, max=self._layout.window_of(layer))
+        distance = (torch.rand(count, generator=self._generator) * span).long()
+        back, read = (
+            rotary.phases(each.to(key.device)).conj() for each in (places, places - distance)
+        )
+        turned = None if gradient is None else rotary.turn(gradient.float(), back)
+        return rotary.turn(key.float(), back), turned, rotary.turn(query.float(), read)
 
 
 def _projection_metrics(model: PreTrainedModel, layout: AttentionLayout) -> tuple[Tensor, ...]:

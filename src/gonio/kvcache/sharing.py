@@ -23,6 +23,7 @@ from gonio.kvcache.allocation import allocate_quanta, equal_quanta
 from gonio.kvcache.budget_problem import BudgetProblem
 from gonio.kvcache.codec import CacheCodec
 from gonio.kvcache.evaluate import score_tokens
+from gonio.kvcache.positions import window_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -182,11 +183,18 @@ class DivergenceMeter:
     Args:
         model: The model.
         windows: Token ids ``(num_windows, length)``, best not those the codecs were fitted to.
+        context: Positions that the windows are spread over; 0 leaves all at the start.
     """
 
-    def __init__(self, model: PreTrainedModel, windows: Tensor) -> None:
-        self._model, self._windows = model, windows
-        self._exact = [self._logits(row, DynamicCache(config=model.config)) for row in windows]
+    def __init__(self, model: PreTrainedModel, windows: Tensor, *, context: int = 0) -> None:
+        self._model = model
+        self._windows = list(
+            zip(windows, window_positions(len(windows), windows.shape[1], context), strict=True)
+        )
+        self._exact = [
+            self._logits(row, place, DynamicCache(config=model.config))
+            for row, place in self._windows
+        ]
 
     def __call__(self, codec: CacheCodec) -> float:
         """Mean KL(full || compressed), nats per token.
@@ -195,16 +203,18 @@ class DivergenceMeter:
             CodecError: The codec does not fit the model, or its logits are not finite.
         """
         found = []
-        for row, exact in zip(self._windows, self._exact, strict=True):
-            logits = self._logits(row, codec.new_cache(self._model, prefill="decoded"))
+        for (row, place), exact in zip(self._windows, self._exact, strict=True):
+            logits = self._logits(row, place, codec.new_cache(self._model, prefill="decoded"))
             found.append(score_tokens(logits, exact, row[1:].to(logits.device))["logit_kl"])
         return torch.cat(found).mean().item()
 
     @torch.no_grad()
-    def _logits(self, row: Tensor, cache: Cache) -> Tensor:
+    def _logits(self, row: Tensor, place: Tensor | None, cache: Cache) -> Tensor:
         ids = row[None].to(self._model.device)
-        found: Tensor = self._model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-        return found[0, :-1]
+        at = {} if place is None else {"position_ids": place.to(ids.device)}
+        found = self._model(input_ids=ids, past_key_values=cache, use_cache=True, **at)
+        logits: Tensor = found.logits[0, :-1]
+        return logits
 
 
 def _moved(sharing: Sharing, name: str, step: float) -> Sharing:

@@ -16,6 +16,7 @@ from gonio.kvcache.affine_codec import AffineCodec
 from gonio.kvcache.contract import TensorCodec
 from gonio.kvcache.control_codecs import LosslessCodec, ZeroCodec
 from gonio.kvcache.entropy_codec import EntropyCodec
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.kvcache.refined_codec import RefinedCodec
 from gonio.kvcache.residual_sign_codec import ResidualSignCodec
 from gonio.kvcache.scalar_codec import ScalarCodec
@@ -28,6 +29,7 @@ _CODECS: dict[str, type[TensorCodec]] = {
     AffineCodec.method: AffineCodec,
     EntropyCodec.method: EntropyCodec,
     LosslessCodec.method: LosslessCodec,
+    PreRopeCodec.method: PreRopeCodec,
     RefinedCodec.method: RefinedCodec,
     ResidualSignCodec.method: ResidualSignCodec,
     ScalarCodec.method: ScalarCodec,

@@ -1,8 +1,8 @@
 """One bit per coordinate in a rotated frame, and one scale per token.
 
 ``x -> R^T (scale * sgn(R x))``. The stored cost is 1 bit per coordinate (padded to whole bytes
-per token and head) plus a float16 scale: 1.25 bits per element at head_dim 64. Centering by token
-adds another float16.
+per token and head) plus a scale: in float16 1.25 bits per element at head_dim 64, in float32 1.5.
+Centering by token adds a float16.
 
 Source: moe-gauge, parts A-C; scales after RaBitQ (Gao & Long 2024, arXiv:2405.12497).
 Theorems: ``cos_sign_quant_formula``, ``residual_energy_formula`` and
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_args
 
+import torch
 from torch import Tensor
 
 from gonio.errors import SettingError
@@ -24,8 +25,9 @@ from gonio.quant.accounting import tensor_bytes
 from gonio.quant.packing import pack_bits, unpack_bits
 from gonio.quant.sign import sign_decode, sign_encode
 
-__all__ = ["ScaleKind", "SignCodec"]
+__all__ = ["ScaleDtype", "ScaleKind", "SignCodec"]
 
+ScaleDtype = Literal["float16", "float32"]
 ScaleKind = Literal["least_squares", "unbiased"]
 
 
@@ -37,19 +39,23 @@ class SignCodec:
         frame: Centering and rotation.
         scale_kind: ``least_squares`` minimises the error of the vector; ``unbiased`` keeps the
             inner product of the decoded vector with the vector itself (both centered).
+        scale_dtype: ``float16``, or ``float32`` for scales that are not rounded, at 16 bits more
+            a token.
     """
 
     frame: Frame = field(default_factory=Frame)
     scale_kind: ScaleKind = "least_squares"
+    scale_dtype: ScaleDtype = "float16"
     method: ClassVar[str] = "sign"
     block: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.scale_kind not in get_args(ScaleKind):
-            raise SettingError(
-                f"scale_kind must be one of {', '.join(get_args(ScaleKind))}, "
-                f"found {self.scale_kind!r}"
-            )
+        for name, kind in (("scale_kind", ScaleKind), ("scale_dtype", ScaleDtype)):
+            if getattr(self, name) not in get_args(kind):
+                raise SettingError(
+                    f"{name} must be one of {', '.join(get_args(kind))}, "
+                    f"found {getattr(self, name)!r}"
+                )
 
     def encode(self, x: Tensor) -> EncodedTensor:
         """Rotate, keep signs and a scale.
@@ -58,15 +64,17 @@ class SignCodec:
             x: ``(batch, num_kv_heads, tokens, head_dim)``; a zero vector gets scale 0.
 
         Returns:
-            ``codes`` uint8 ``(..., tokens, ceil(head_dim / 8))`` and ``scale`` float16
-            ``(..., tokens, 1)``; ``dc`` like ``scale`` when the frame centers by token.
+            ``codes`` uint8 ``(..., tokens, ceil(head_dim / 8))`` and ``scale`` of
+            ``scale_dtype`` ``(..., tokens, 1)``; ``dc`` float16 of the same shape when the frame
+            centers by token.
 
         Raises:
             ShapeError: The vectors do not fit the frame.
         """
         rotated, stored = self.frame.apply(x)
         signs, scale = sign_encode(rotated, self.scale_kind)
-        tensors = {"codes": pack_bits(signs.byte(), 1), "scale": to_float16(scale), **stored}
+        kept = scale.to(torch.float32) if self.scale_dtype == "float32" else to_float16(scale)
+        tensors = {"codes": pack_bits(signs.byte(), 1), "scale": kept, **stored}
         return EncodedTensor(tensors, x.shape[2], x.shape[3], x.dtype, metadata=("scale", "dc"))
 
     def decode(self, encoded: EncodedTensor) -> Tensor:
@@ -85,9 +93,16 @@ class SignCodec:
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings and tensors of this codec."""
         frame, tensors = self.frame.state()
-        return {"frame": frame, "scale_kind": self.scale_kind}, tensors
+        settings: dict[str, Any] = {"frame": frame, "scale_kind": self.scale_kind}
+        if self.scale_dtype != "float16":  # absent where it is, as in files from before the choice
+            settings["scale_dtype"] = self.scale_dtype
+        return settings, tensors
 
     @classmethod
     def from_state(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """The codec with these settings and tensors."""
-        return cls(Frame.from_state(settings["frame"], tensors), settings["scale_kind"])
+        return cls(
+            Frame.from_state(settings["frame"], tensors),
+            settings["scale_kind"],
+            settings.get("scale_dtype", "float16"),
+        )

@@ -20,6 +20,7 @@ from torch import Tensor
 from gonio.errors import CodecError
 from gonio.kvcache.contract import TensorCodec
 from gonio.kvcache.encoded import EncodedTensor
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.quant.accounting import tensor_bytes
 
 __all__ = ["TokenStream"]
@@ -91,8 +92,16 @@ class TokenStream:
         """Bytes of scales and the like, a part of :attr:`stored_bytes`."""
         return sum(run.metadata_bytes for run in self.runs)
 
-    def append(self, x: Tensor) -> None:
-        """Store new tokens ``(batch, num_kv_heads, tokens, head_dim)``; ``x`` may be reused."""
+    def append(self, x: Tensor, last: Tensor | None = None) -> None:
+        """Store new tokens; their tensor may be reused.
+
+        Args:
+            x: ``(batch, num_kv_heads, tokens, head_dim)``.
+            last: Position of the last of them in each row, int64 ``(batch,)``, for codecs that
+                turn keys; tokens are counted unless given.
+        """
+        if last is None:
+            last = torch.full(x.shape[:1], self.tokens + x.shape[_TOKEN_AXIS] - 1)
         room = self.sinks - _length(self.sink_part)
         if room > 0:  # nothing is encoded before the sinks are full
             self.sink_part = _join(self.sink_part, x[:, :, :room])
@@ -103,7 +112,7 @@ class TokenStream:
         count = waiting.shape[_TOKEN_AXIS]
         whole = max(count - self.window, 0) // self.codec.block * self.codec.block
         if whole:
-            self._push(self.codec.encode(waiting[:, :, :whole]))
+            self._push(self._encode(waiting[:, :, :whole], last - (count - whole)))
         self.recent = _copy(waiting[:, :, whole:]) if whole < count else None
 
     def read(self) -> Tensor:
@@ -192,6 +201,11 @@ class TokenStream:
             if wanted > kept:
                 self.scratch = _copy(torch.cat(parts, dim=_TOKEN_AXIS)[:, :, :wanted])
         return parts
+
+    def _encode(self, x: Tensor, last: Tensor) -> EncodedTensor:
+        if isinstance(self.codec, PreRopeCodec):
+            return self.codec.encode(x, last)
+        return self.codec.encode(x)
 
     def _push(self, run: EncodedTensor) -> None:
         self.runs.append(run)

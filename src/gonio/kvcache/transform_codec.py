@@ -107,6 +107,11 @@ class TransformCodec:
         return self.basis.undo(rows, batch).to(encoded.dtype)
 
     @property
+    def is_readable(self) -> bool:
+        """Whether attention can read the codes as they lie: scalar ones, each head by itself."""
+        return self.states == 1 and self.basis.span == "head"
+
+    @property
     def bits_per_element(self) -> float:
         """Bits of codes per element; there is nothing else per token."""
         return float(self.widths.double().mean())

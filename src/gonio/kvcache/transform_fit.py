@@ -19,6 +19,7 @@ from torch import Tensor
 from gonio.errors import DataError, SettingError
 from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.entropy_codec import BLOCK, EntropyCodec, overhead_bits
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.kvcache.quantizer_design import (
     RADIUS,
     CellDesign,
@@ -28,7 +29,7 @@ from gonio.kvcache.quantizer_design import (
 )
 from gonio.kvcache.sensitivity import MetricSamples
 from gonio.kvcache.transform_codec import TransformCodec
-from gonio.kvcache.weighted_basis import WeightedBasis, fit_basis, head_moments
+from gonio.kvcache.weighted_basis import Span, WeightedBasis, fit_span
 from gonio.quant.code_tables import LARGEST_RADIUS, SYMBOLS, tables_from_counts
 from gonio.quant.rate import reverse_water_filling
 
@@ -66,10 +67,10 @@ def fit_transform_codecs(
         bits: Mean bits per element, above 0 and at most 8.
         vectors: Per layer ``(windows, num_kv_heads, tokens, dim)``, without sinks.
         metrics: Per layer ``(num_kv_heads, dim, dim)``.
-        options: ``budget``, ``floor`` and ``states``.
+        options: ``budget``, ``floor``, ``span`` and ``states``.
         progress: Called with (what, layers done, layers).
     """
-    bases = _bases(vectors, metrics, options["floor"])
+    bases = _bases(vectors, metrics, options)
     errors = []
     for layer, (basis, x) in enumerate(zip(bases, vectors, strict=True)):
         found = _errors_by_width(_some(basis.apply(x)))
@@ -80,8 +81,9 @@ def fit_transform_codecs(
     heads, dim = bases[0].heads, bases[0].dim
     table = torch.stack(errors)  # (layers, heads * dim, widths)
     if options["budget"] == "equal":
-        groups = table.view(-1, dim, table.shape[-1])
-        widths = torch.stack([allocate_widths(each, round(bits * dim)) for each in groups])
+        groups = table.view(-1, dim if bases[0].turn is None else heads * dim, table.shape[-1])
+        share = round(bits * groups.shape[1])
+        widths = torch.stack([allocate_widths(each, share) for each in groups])
     else:
         total = round(bits * len(bases) * heads * dim)
         widths = allocate_widths(table.flatten(0, 1), total)
@@ -107,13 +109,13 @@ def fit_entropy_codecs(
         bits: Mean bits per element.
         vectors: Per layer ``(windows, num_kv_heads, tokens, dim)``, without sinks.
         metrics: Per layer ``(num_kv_heads, dim, dim)``.
-        options: ``budget``, ``floor`` and ``dead_zone``.
+        options: ``budget``, ``floor``, ``span`` and ``dead_zone``.
         progress: Called with (what, layers done, layers).
 
     Raises:
         SettingError: The bits do not even cover the overhead of a block.
     """
-    bases = _bases(vectors, metrics, options["floor"])
+    bases = _bases(vectors, metrics, options)
     wanted = bits - overhead_bits(bases[0].heads, bases[0].dim)
     if wanted <= 0:
         raise SettingError(f"{bits} bits per element are fewer than a block's overhead")
@@ -173,11 +175,13 @@ def excess_over_limit(
     the output projection for values. Both limits split the layer's bits over coordinates by
     reverse water-filling: ``gaussian`` from their variances, ``shannon`` from their entropy powers
     ``2^(2h) / (2 pi e)``. The first is no bound, since the coordinates are not Gaussian; the second
-    would be one if they were independent and h were known; h is Vasicek's estimate.
+    would be one if they were independent and h were known; h is Vasicek's estimate. Coordinates
+    are those of a codec's own span: of each head, or of all heads of the layer together.
 
     Args:
         codecs: One per layer.
-        samples: Keys, values and metrics of some text, best not that of calibration.
+        samples: Keys, values and metrics of some text, best not that of calibration; keys before
+            RoPE for codecs of such keys.
         part: ``keys`` or ``values``.
         skip: First tokens of a window to leave out.
 
@@ -188,11 +192,19 @@ def excess_over_limit(
 
     Raises:
         DataError: The samples do not fill a block.
+        SettingError: Codecs and samples are not of the same side of RoPE.
     """
+    is_turned = [isinstance(codec, PreRopeCodec) for codec in codecs]
+    if part == "keys" and any(each != bool(samples.rotary) for each in is_turned):
+        raise SettingError(
+            "codecs and samples are of keys before and after RoPE\n"
+            "Collect samples with pre_rope as the codecs were calibrated."
+        )
+    bases = [codec.base if isinstance(codec, PreRopeCodec) else codec for codec in codecs]
     vectors = samples.keys if part == "keys" else samples.values
     metrics = samples.key_local if part == "keys" else samples.value_local
     rows = []
-    for layer, (codec, x, metric) in enumerate(zip(codecs, vectors, metrics, strict=True)):
+    for layer, (codec, x, metric) in enumerate(zip(bases, vectors, metrics, strict=True)):
         x = x[:, :, skip:].transpose(0, 1).flatten(1, 2)[None]  # windows one after another
         tokens = x.shape[2] // codec.block * codec.block
         if not tokens:
@@ -203,7 +215,7 @@ def excess_over_limit(
         encoded = codec.encode(x)
         difference = (codec.decode(encoded) - x).transpose(0, 1).flatten(1, 2).double()
         error = torch.einsum("hti,hij,htj->ht", difference, metric, difference).mean().item()
-        basis, variances = fit_basis(*head_moments(x), metric)
+        basis, variances = fit_span(x, metric, _span(codec))
         bits, heads = encoded.bits_per_element, basis.heads
         gaussian = _limit(variances.flatten(), bits) / heads
         shannon = _limit(_entropy_powers(basis.apply(x)), bits) / heads
@@ -213,6 +225,11 @@ def excess_over_limit(
         ratio = torch.tensor((table["error"] / table[name]).to_numpy())
         table[f"over_{name}"] = (10 * ratio.log10()).numpy()
     return table
+
+
+def _span(codec: TensorCodec) -> Span:
+    basis = getattr(codec, "basis", None)
+    return basis.span if isinstance(basis, WeightedBasis) else "head"
 
 
 def _limit(variances: Tensor, bits: float) -> float:
@@ -225,10 +242,11 @@ def _entropy_powers(rows: Tensor) -> Tensor:
 
 
 def _bases(
-    vectors: Sequence[Tensor], metrics: Sequence[Tensor], floor: float
+    vectors: Sequence[Tensor], metrics: Sequence[Tensor], options: dict[str, Any]
 ) -> list[WeightedBasis]:
+    span, floor = options["span"], options["floor"]
     pairs = zip(vectors, metrics, strict=True)
-    return [fit_basis(*head_moments(x), metric, floor=floor)[0] for x, metric in pairs]
+    return [fit_span(x, metric, span, floor=floor)[0] for x, metric in pairs]
 
 
 def _some(rows: Tensor) -> Tensor:

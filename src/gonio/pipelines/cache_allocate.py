@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gonio.errors import DataError, SettingError
-from gonio.files import write_text
 from gonio.kvcache import CacheCodec, evaluate_codecs
 from gonio.kvcache.budget_problem import BudgetProblem, pose_problem
 from gonio.kvcache.calibrate import SINK_TOKENS
@@ -28,28 +25,22 @@ from gonio.kvcache.policies import (
     policy_quanta,
     sign_angles,
 )
-from gonio.kvcache.quality_target import Trial, find_least_bits
+from gonio.kvcache.quality_target import Trial
 from gonio.kvcache.rate_curves import TIERS, Tier
 from gonio.kvcache.sensitivity import collect_metrics
-from gonio.kvcache.sharing import (
-    DivergenceMeter,
-    Sharing,
-    SharingTrial,
-    search_sharing,
-    sharing_quanta,
-)
+from gonio.kvcache.sharing import Sharing, SharingTrial
 from gonio.kvcache.summaries import compare_methods, summarize_scores
 from gonio.linalg.resampling import Interval
+from gonio.pipelines.allocation_search import AllocationSearch, Codecs, Points
 from gonio.pipelines.bench import Bench
 from gonio.records import Measurement, Value, make_measurement, make_value
 
 __all__ = ["AllocationPlan", "allocate_cache"]
 
+Counts = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
-Floats = NDArray[np.float64]
 
 START_BITS = 2.25  # where a search for a quality begins, and its sharing is found
-LARGEST_BITS = 6.0
 _LENGTH = 4096  # tokens at which stored bits are stated
 
 
@@ -83,6 +74,11 @@ class AllocationPlan:
     def __post_init__(self) -> None:
         if (self.bits is None) == (self.target is None):
             raise SettingError("give either a total of bits or a target perplexity ratio")
+        if self.bits is not None and not 0 < self.bits <= 16:
+            raise SettingError(
+                f"{self.bits:g} bits per element are out of the range: above 0, and at most the 16 "
+                "of what is compressed"
+            )
         if self.target is not None and not 1 < self.target < math.inf:
             raise SettingError(f"a perplexity ratio is reached above 1, found {self.target}")
         for name, value, known in (
@@ -130,37 +126,27 @@ def allocate_cache(
     if not len(bench.evaluation):
         raise DataError("there is no evaluation window: give evaluation tokens")
     samples = collect_metrics(
-        bench.model, fitted, skip=max(SINK_TOKENS, plan.sinks), seed=plan.seed, progress=progress
+        bench.model,
+        fitted,
+        skip=max(SINK_TOKENS, plan.sinks),
+        context=bench.context,
+        seed=plan.seed,
+        progress=progress,
     )
     problem = pose_problem(samples, plan.tier, sinks=plan.sinks, progress=progress)
-    total = problem.total(START_BITS if plan.bits is None else plan.bits)
-    policies = POLICIES if plan.compare else (plan.policy,)
-    sharings: list[SharingTrial] = []
-    searched: Sharing | None = None
-    if "searched" in policies:
-        probes = held[: -(-plan.search_tokens // held.shape[1])]
-        sharings = _search_sharing(bench, plan, problem, total, probes, points, progress)
-        best_sharing = min(sharings, key=lambda each: each.divergence).sharing
-        searched = _confirmed(bench, problem, total, probes, best_sharing)
-    maker = _Maker(bench, plan, problem, searched)
-    trials: list[Trial] = []
-    if plan.target is not None:
-        trials = _search(maker, held, progress)
-        best = min((t for t in trials if t.bound <= plan.target), key=lambda t: t.bits)
-        total = problem.total(best.bits)
-    quanta = {policy: maker.quanta(policy, total) for policy in policies}
+    search = _new_search(bench, plan, problem, held, points, progress)
+    found = _search(search, plan)
+    total = found.total
+    quanta: dict[Policy, Counts] = {
+        policy: policy_quanta(policy, problem, total, found.sharing)
+        for policy in (POLICIES if plan.compare else (plan.policy,))
+    }
     codecs: dict[str, CacheCodec] = {
-        policy: maker.codec(policy, quanta[policy], progress) for policy in policies
+        policy: _codec(search.codecs, policy, counts, found.sharing)
+        for policy, counts in quanta.items()
     }
     scores = evaluate_codecs(bench.model, bench.evaluation, codecs, progress=progress)
-    tables = _tables(maker, quanta, codecs, scores)
-    if trials:
-        reached = [trial.bound <= (plan.target or 0) for trial in trials]
-        search = pd.DataFrame([asdict(trial) for trial in trials])
-        tables["search"] = search.assign(is_reached=reached)
-    if sharings:
-        rows = [{**asdict(each.sharing), "logit_kl": each.divergence} for each in sharings]
-        tables["sharings"] = pd.DataFrame(rows)
+    tables = _tables(problem, plan, quanta, codecs, scores) | _trials(found, plan)
     measurement = make_measurement(
         "cache-allocation",
         f"Bits of the cache of {bench.source}: {plan.policy}, {plan.tier} tier",
@@ -175,88 +161,102 @@ def allocate_cache(
     return codecs[plan.policy], measurement
 
 
-def _search_sharing(
+@dataclass(frozen=True)
+class _Found:
+    """What was searched: quanta to spend, the sharing of ``searched``, and the trials."""
+
+    total: int
+    sharing: Sharing | None
+    sharings: list[SharingTrial]
+    trials: list[Trial]
+
+
+def _new_search(
     bench: Bench,
     plan: AllocationPlan,
     problem: BudgetProblem,
-    total: int,
-    windows: Tensor,
+    held: Tensor,
     points: Path | None,
     progress: Progress | None,
-) -> list[SharingTrial]:
-    """Trials of sharings by stand-ins; those that a file has are not repeated."""
-    facts = (bench.inputs, bench.text_sha256, bench.calibration.tolist(), windows.shape, total)
-    asked = repr((*facts, plan.tier, plan.sinks, plan.seed))
-    series = hashlib.sha256(asked.encode()).hexdigest()
-    known = json.loads(points.read_text(encoding="utf-8")) if points and points.is_file() else {}
-    mine: dict[str, float] = known.setdefault(series, {})
-    meter: DivergenceMeter | None = None
-    done = 0
-
-    def measure(sharing: Sharing) -> float:
-        nonlocal meter, done
-        key = json.dumps(asdict(sharing))
-        if key not in mine:
-            meter = meter or DivergenceMeter(bench.model, windows)
-            quanta = sharing_quanta(sharing, problem, total)
-            mine[key] = meter(problem.stand_in(quanta, equal_heads=sharing.has_equal_heads))
-            if points is not None:
-                write_text(points, json.dumps(known))
-        done += 1
-        if progress is not None:
-            progress("searching where bits go", done, plan.search_trials)
-        return mine[key]
-
-    return search_sharing(measure, has_heads=plan.tier == "fixed", most=plan.search_trials)
-
-
-def _confirmed(
-    bench: Bench, problem: BudgetProblem, total: int, windows: Tensor, found: Sharing
-) -> Sharing:
-    """What was found with stand-ins, unless real codecs of equal bits do better."""
-    if found == Sharing():
-        return found
-    meter = DivergenceMeter(bench.model, windows)
-    measured = {}
-    for sharing in (Sharing(), found):
-        quanta = sharing_quanta(sharing, problem, total)
-        measured[sharing] = meter(problem.fit(quanta, equal_heads=sharing.has_equal_heads))
-    return min(measured, key=measured.__getitem__)
+) -> AllocationSearch:
+    probes = held[: -(-plan.search_tokens // held.shape[1])]
+    total = problem.total(START_BITS if plan.bits is None else plan.bits)
+    facts = (bench.inputs, bench.text_sha256, bench.calibration.tolist(), probes.shape, total)
+    place = (bench.context,) if bench.context else ()
+    read = bench.calibration.numel()
+    provenance = {
+        "tier": plan.tier,
+        "target_ppl_ratio": plan.target,
+        "model": bench.source,
+        "text": bench.text_name,
+        "text_sha256": bench.text_sha256,
+        "calibration_tokens": max(read, bench.spread),
+        "window": bench.calibration.shape[1],
+        "positions": max(bench.context, bench.calibration.shape[1]),
+        "seed": plan.seed,
+    }
+    return AllocationSearch(
+        bench,
+        Codecs(problem, provenance, progress),
+        probes,
+        held,
+        Points(points, (*facts, plan.tier, plan.sinks, plan.seed, *place)),
+        plan.seed,
+        progress,
+    )
 
 
-@dataclass(frozen=True)
-class _Maker:
-    """Codecs for given totals."""
+def _search(search: AllocationSearch, plan: AllocationPlan) -> _Found:
+    """The sharing, where one is asked for, and the bits of a target.
 
-    bench: Bench
-    plan: AllocationPlan
-    problem: BudgetProblem
-    searched: Sharing | None
+    A sharing that was found with stand-ins is compared with equal bits by fitted codecs at the bits
+    that it is used at, and what reaches the target is searched again where equal bits are better.
+    """
+    problem = search.codecs.problem
+    total = problem.total(START_BITS if plan.bits is None else plan.bits)
+    sharings: list[SharingTrial] = []
+    sharing: Sharing | None = None
+    if plan.compare or plan.policy == "searched":
+        sharings = search.sharings(total, plan.search_trials)
+        sharing = min(sharings, key=lambda each: each.divergence).sharing
+    trials: list[Trial] = []
+    while True:
+        if plan.target is not None:
+            trials = search.bits(plan.policy, sharing, plan.target, START_BITS)
+            reached = [trial for trial in trials if _reaches(trial, plan.target)]
+            total = problem.total(min(trial.bits for trial in reached))
+        if sharing in (None, Sharing()):
+            break
+        better = search.better(total, sharing)
+        if better == sharing:
+            break
+        sharing = better
+    return _Found(total, sharing, sharings, trials)
 
-    def quanta(self, policy: Policy, total: int) -> NDArray[np.int64]:
-        """Quanta of each unit."""
-        return policy_quanta(policy, self.problem, total, self.searched)
 
-    def codec(
-        self, policy: Policy, quanta: NDArray[np.int64], progress: Progress | None
-    ) -> CacheCodec:
-        """The codec of a policy, with where it comes from."""
-        facts: dict[str, Any] = {
-            "bits": self.problem.mean_bits(quanta),
-            "policy": policy,
-            "tier": self.plan.tier,
-            "target_ppl_ratio": self.plan.target,
-            "model": self.bench.source,
-            "text": self.bench.text_name,
-            "text_sha256": self.bench.text_sha256,
-            "calibration_tokens": self.bench.calibration.numel(),
-            "window": self.bench.calibration.shape[1],
-            "seed": self.plan.seed,
-        }
-        if policy == "searched" and self.searched is not None:
-            facts["sharing"] = asdict(self.searched)
-        equal = has_equal_heads(policy, self.searched)
-        return self.problem.fit(quanta, equal_heads=equal, provenance=facts, progress=progress)
+def _reaches(trial: Trial, target: float) -> bool:
+    return trial.bound <= target
+
+
+def _codec(codecs: Codecs, policy: Policy, quanta: Counts, searched: Sharing | None) -> CacheCodec:
+    """The codec of a policy, with where it comes from."""
+    facts: dict[str, Any] = {"policy": policy}
+    if policy == "searched" and searched is not None:
+        facts["sharing"] = asdict(searched)
+    return codecs.fit(quanta, equal_heads=has_equal_heads(policy, searched), **facts)
+
+
+def _trials(found: _Found, plan: AllocationPlan) -> dict[str, pd.DataFrame]:
+    """Tables of what was tried."""
+    tables: dict[str, pd.DataFrame] = {}
+    if plan.target is not None:
+        table = pd.DataFrame([asdict(trial) for trial in found.trials])
+        is_reached = [_reaches(trial, plan.target) for trial in found.trials]
+        tables["search"] = table.assign(is_reached=is_reached)
+    if found.sharings:
+        rows = [{**asdict(each.sharing), "logit_kl": each.divergence} for each in found.sharings]
+        tables["sharings"] = pd.DataFrame(rows)
+    return tables
 
 
 def _split(windows: Tensor, least: int) -> tuple[Tensor, Tensor]:
@@ -270,29 +270,14 @@ def _split(windows: Tensor, least: int) -> tuple[Tensor, Tensor]:
     return windows[:-held], windows[-held:]
 
 
-def _search(maker: _Maker, held: Tensor, progress: Progress | None) -> list[Trial]:
-    """Trials of the plan's policy on the held-out windows."""
-    plan, problem = maker.plan, maker.problem
-
-    def measure(bits: float) -> Trial:
-        codec = maker.codec(plan.policy, maker.quanta(plan.policy, problem.total(bits)), progress)
-        scores = evaluate_codecs(maker.bench.model, held, {"trial": codec}, progress=progress)
-        row = _rows(summarize_scores(scores, seed=plan.seed))["trial"]
-        return Trial(bits, row["perplexity_ratio"], row["perplexity_ratio_high"])
-
-    lowest = problem.mean_bits(problem.least) + 0.05
-    target = plan.target or math.inf
-    return find_least_bits(measure, target, start=START_BITS, lowest=lowest, highest=LARGEST_BITS)
-
-
 def _tables(
-    maker: _Maker,
-    quanta: Mapping[Policy, NDArray[np.int64]],
+    problem: BudgetProblem,
+    plan: AllocationPlan,
+    quanta: Mapping[Policy, Counts],
     codecs: Mapping[str, CacheCodec],
     scores: pd.DataFrame,
 ) -> dict[str, pd.DataFrame]:
-    problem = maker.problem
-    totals = summarize_scores(scores, seed=maker.plan.seed)
+    totals = summarize_scores(scores, seed=plan.seed)
     stored = pd.DataFrame(
         [{"method": policy, **_stored(codec)} for policy, codec in codecs.items()]
     )
@@ -317,7 +302,7 @@ def _tables(
         ignore_index=True,
     )
     tables = {"policies": totals.merge(stored, on="method", how="left"), "units": units}
-    pairs = compare_methods(scores, tuple(codecs), seed=maker.plan.seed)
+    pairs = compare_methods(scores, tuple(codecs), seed=plan.seed)
     if len(pairs):
         tables["pairs"] = pairs
     return tables | {"windows": scores}
@@ -383,5 +368,6 @@ def _settings(bench: Bench, plan: AllocationPlan) -> dict[str, Any]:
         "calibration_tokens": bench.calibration.numel(),
         "evaluation_tokens": bench.evaluation.numel(),
         "window": bench.evaluation.shape[1],
+        "context": bench.context,
         **{name: value for name, value in asdict(plan).items() if name != "seed"},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pandas as pd
 from torch import Tensor
@@ -19,7 +19,9 @@ from gonio.kvcache import (
 )
 from gonio.kvcache.calibrate import SINK_TOKENS
 from gonio.kvcache.contract import Part
-from gonio.kvcache.options import TRANSFORMS
+from gonio.kvcache.options import TRANSFORMS, CodecOptions, wants_pre_rope
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
+from gonio.kvcache.rotary import can_turn
 from gonio.pipelines.bench import Bench
 from gonio.records import Measurement, Value, make_measurement, make_value
 
@@ -63,8 +65,16 @@ def calibrate_cache(
     chosen = dict(options or {})
     if samples is None:
         needs_metrics = {chosen.get("method"), chosen.get("value_method")} & set(TRANSFORMS)
-        collect = collect_metrics if needs_metrics else collect_cache
-        samples = collect(bench.model, bench.calibration, context=bench.context, progress=progress)
+        reading: dict[str, Any] = {"context": bench.context, "progress": progress}
+        if needs_metrics:
+            turned = wants_pre_rope(
+                chosen.get("method", "sign"),
+                cast(CodecOptions, chosen),
+                can_turn=can_turn(bench.model),
+            )
+            samples = collect_metrics(bench.model, bench.calibration, pre_rope=turned, **reading)
+        else:
+            samples = collect_cache(bench.model, bench.calibration, **reading)
     codec = calibrate_from_samples(
         samples,
         seed=seed,
@@ -108,7 +118,9 @@ def _provenance(bench: Bench) -> dict[str, Any]:
 def _weighted_parts(codec: CacheCodec) -> list[Part]:
     """The parts that are coded in a weighted basis in every layer."""
     return [
-        part for part in get_args(Part) if all(each.method in TRANSFORMS for each in codec.of(part))
+        part
+        for part in get_args(Part)
+        if all(each.method in (*TRANSFORMS, PreRopeCodec.method) for each in codec.of(part))
     ]
 
 
@@ -122,7 +134,13 @@ def _limits(
     """Excess over the limits by part and layer, on text that calibration did not read."""
     skip = max(SINK_TOKENS, codec.sinks)
     seen = collect_metrics(
-        bench.model, held_out, skip=skip, context=bench.context, seed=seed, progress=progress
+        bench.model,
+        held_out,
+        skip=skip,
+        context=bench.context,
+        pre_rope=any(isinstance(each, PreRopeCodec) for each in codec.keys),
+        seed=seed,
+        progress=progress,
     )
     found = {
         part: excess_over_limit(codec.of(part), seen, part, skip) for part in _weighted_parts(codec)
@@ -172,4 +190,13 @@ def _values(codec: CacheCodec) -> list[Value]:
             unit="bytes",
             note="rotations, means, tables: fixed, whatever the length",
         ),
+        *_reach(codec),
     ]
+
+
+def _reach(codec: CacheCodec) -> list[Value]:
+    """How far the codec serves, where that is limited."""
+    if codec.positions is None:
+        return []
+    note = "keys at later positions are decoded badly; --stage pre_rope or --context N cures it"
+    return [make_value("positions_served", codec.positions, unit="positions", note=note)]

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
-from gonio.kvcache import CacheCodec, collect_cache
+from gonio.kvcache import CacheCodec, CacheSamples, collect_cache
 from gonio.kvcache.certify import LayerCertificate, certify_attention, collect_inputs
 from gonio.kvcache.distortion_bound import RUNGS
 from gonio.kvcache.guarantee import Budget, spend_until_bounded
@@ -89,8 +89,11 @@ def guarantee_cache(
     model, windows = bench.model, bench.calibration
     before = certify_attention(model, windows, codec, progress=progress)
     methods = {codec.provenance.get("method"), codec.provenance.get("values", {}).get("method")}
-    collect = collect_metrics if methods & set(TRANSFORMS) else collect_cache
-    samples = collect(model, windows, progress=progress)
+    if methods & set(TRANSFORMS):
+        turned = codec.provenance.get("stage") == "pre_rope"
+        samples: CacheSamples = collect_metrics(model, windows, pre_rope=turned, progress=progress)
+    else:
+        samples = collect_cache(model, windows, progress=progress)
     inputs = collect_inputs(model, windows, progress=progress)
     made, after, spending = spend_until_bounded(codec, inputs, samples, budget, progress=progress)
     unseen = certify_attention(model, bench.evaluation, made, progress=progress)

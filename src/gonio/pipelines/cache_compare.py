@@ -21,6 +21,7 @@ from gonio.kvcache.evaluate import Protocol
 from gonio.kvcache.filling import FULL
 from gonio.kvcache.memory import coded_parts
 from gonio.kvcache.options import TRANSFORMS
+from gonio.kvcache.rotary import can_turn
 from gonio.kvcache.samples import CacheSamples, collect_cache
 from gonio.kvcache.sensitivity import MetricSamples, collect_metrics
 from gonio.models.gguf import cache_folder
@@ -174,18 +175,24 @@ class _Samples:
     def __init__(self, bench: Bench, seed: int, progress: Progress | None) -> None:
         self.bench, self.seed, self.progress = bench, seed, progress
         self._found: CacheSamples | None = None
+        self._weighed: MetricSamples | None = None
 
     def get(self, *, metrics: bool) -> CacheSamples:
-        """Keys and values; with what errors of them cost where a method asks for it."""
-        known, bench = self._found, self.bench
-        if metrics and not isinstance(known, MetricSamples):
-            known = collect_metrics(
-                bench.model, bench.calibration, seed=self.seed, progress=self.progress
+        """Keys as cached and values; or before RoPE, with what errors cost, for a method's use."""
+        model, windows = self.bench.model, self.bench.calibration
+        if metrics and self._weighed is None:
+            self._weighed = collect_metrics(
+                model,
+                windows,
+                pre_rope=can_turn(model),
+                seed=self.seed,
+                progress=self.progress,
             )
-        elif known is None:
-            known = collect_cache(bench.model, bench.calibration, progress=self.progress)
-        self._found = known
-        return known
+        elif not metrics and self._found is None:
+            self._found = collect_cache(model, windows, progress=self.progress)
+        found = self._weighed if metrics else self._found
+        assert found is not None  # one of the branches above made it
+        return found
 
     @property
     def keys_and_values(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -22,12 +22,14 @@ from gonio.kvcache.memory import (
     memory_table,
     stored_parts,
 )
+from gonio.kvcache.positions import Reach, without_position_warnings
 from gonio.kvcache.recall import (
     RecallSettings,
     random_passages,
     recall_probes,
     summarize_recall,
 )
+from gonio.kvcache.rotary import has_rotary
 from gonio.kvcache.summaries import compare_methods, summarize_scores
 from gonio.linalg.resampling import Interval, cluster_bootstrap_interval
 from gonio.models import token_windows
@@ -101,7 +103,9 @@ def evaluate_cache(
     every = _with_control(bench, codecs)
     lengths = _checked_lengths(bench, plan)
     passages = _passages(bench, plan)
-    scores = _score(bench, every, plan, lengths, progress)
+    _warn_of_positions(bench, codecs, plan, lengths)
+    with without_position_warnings():
+        scores = _score(bench, every, plan, lengths, progress)
     _require_cache_is_read(scores)
     by = ("protocol", "context_length")
     totals = summarize_scores(scores, by, seed=plan.seed)
@@ -119,10 +123,14 @@ def evaluate_cache(
         ids = bench.evaluation.flatten()
         count = min(plan.allocation, _positions(bench) or plan.allocation)
         ids = ids.repeat(-(-count // ids.numel()))[:count]
-        tables["allocation"] = allocation_table(bench.model, ids, every, progress=progress)
+        with without_position_warnings():  # bytes do not depend on positions
+            tables["allocation"] = allocation_table(bench.model, ids, every, progress=progress)
     if plan.recall is not None and passages is not None:
         text = bench.evaluation.flatten()
-        probes = recall_probes(bench.model, text, passages, every, plan.recall, progress=progress)
+        with without_position_warnings():
+            probes = recall_probes(
+                bench.model, text, passages, every, plan.recall, progress=progress
+            )
         tables |= {"recall": summarize_recall(probes, seed=plan.seed), "probes": probes}
     return make_measurement(
         "cache-evaluation",
@@ -135,6 +143,16 @@ def evaluate_cache(
         dtype=bench.model.dtype,
         device=bench.model.device.type,
     )
+
+
+def _warn_of_positions(
+    bench: Bench, codecs: Mapping[str, CacheCodec], plan: CacheEvaluation, lengths: list[int]
+) -> None:
+    """One warning per codec that is to hold positions it was not calibrated at."""
+    longest = max([*lengths, *(plan.recall.lengths if plan.recall else ())])
+    for name, codec in codecs.items():
+        if codec.positions is not None and has_rotary(bench.model):
+            Reach(f"{codec.method} ({name})", codec.positions).note(longest)
 
 
 def _with_control(bench: Bench, codecs: Mapping[str, CacheCodec]) -> dict[str, CacheCodec]:

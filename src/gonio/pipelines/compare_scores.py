@@ -25,6 +25,7 @@ from gonio.kvcache import CacheCodec, EncodedTensor
 from gonio.kvcache.contract import TensorCodec
 from gonio.kvcache.evaluate import Protocol, score_tokens
 from gonio.kvcache.filling import read_chunks
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.models import attention_layout
 from gonio.pipelines.compare_methods import Contender
 from gonio.pipelines.peers.codec import PeerMeter, peer_cache, peer_codec
@@ -49,9 +50,14 @@ class WholeBlocks:
     """A codec whose incomplete last block is filled up with its last token and coded.
 
     A cache keeps such a block raw; in a window that is read once nothing of it would be tested.
+
+    Attributes:
+        codec: The codec.
+        first: Position of the first token that is coded, behind the sinks.
     """
 
     codec: TensorCodec
+    first: int = 0
     method: ClassVar[str] = "whole"
 
     @property
@@ -68,7 +74,12 @@ class WholeBlocks:
         """What decoding gives."""
         short = -x.shape[2] % self.codec.block
         filled = torch.cat([x, x[:, :, -1:].expand(-1, -1, short, -1)], dim=2)
-        decoded = self.codec.decode(self.codec.encode(filled))[:, :, : x.shape[2]]
+        if isinstance(self.codec, PreRopeCodec):
+            last = torch.full((len(x),), self.first + filled.shape[2] - 1)
+            encoded = self.codec.encode(filled, last)
+        else:
+            encoded = self.codec.encode(filled)
+        decoded = self.codec.decode(encoded)[:, :, : x.shape[2]]
         return EncodedTensor({"decoded": decoded}, x.shape[2], x.shape[3], x.dtype)
 
     def decode(self, encoded: EncodedTensor) -> Tensor:
@@ -293,5 +304,8 @@ class Scorer:
 
 
 def _whole_blocks(codec: CacheCodec) -> CacheCodec:
-    keys, values = (tuple(WholeBlocks(each) for each in codec.of(part)) for part in _PARTS)  # type: ignore[arg-type]
+    keys, values = (
+        tuple(WholeBlocks(each, codec.sinks) for each in codec.of(part))  # type: ignore[arg-type]
+        for part in _PARTS
+    )
     return replace(codec, keys=keys, values=values)

@@ -20,6 +20,7 @@ from gonio.kvcache import (
     load_codec,
 )
 from gonio.kvcache.recall import RecallSettings
+from gonio.kvcache.rotary import can_turn
 from gonio.pipelines.adapter_compare import compare_adapter_with_base, compare_two_adapters
 from gonio.pipelines.adapters import inspect_adapter
 from gonio.pipelines.bench import Bench, TokenBudget, open_bench
@@ -127,7 +128,8 @@ class DemoRun:
     @cached_property
     def calibration_metrics(self) -> KeySamples:
         """Keys, values and what their errors cost the model, on the calibration windows."""
-        return collect_metrics(self.bench.model, self.bench.calibration, seed=self.settings.seed)
+        model, seed = self.bench.model, self.settings.seed
+        return collect_metrics(model, self.bench.calibration, pre_rope=can_turn(model), seed=seed)
 
     def adapter(self, kind: TrainingKind) -> Path:
         """Folder of a trained adapter."""
