@@ -14,13 +14,14 @@ import pandas as pd
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from gonio import __version__
 from gonio.errors import CodecError, GonioError, ModelError, OutputError, SettingError
 from gonio.files import require_writable
 from gonio.kvcache import CacheCodec, calibrate_from_samples, control_codec, load_codec
 from gonio.kvcache.evaluate import Protocol
 from gonio.kvcache.filling import FULL
 from gonio.kvcache.memory import coded_parts
-from gonio.kvcache.options import TRANSFORMS
+from gonio.kvcache.options import TRANSFORMS, resolve_options
 from gonio.kvcache.rotary import can_turn
 from gonio.kvcache.samples import CacheSamples, collect_cache
 from gonio.kvcache.sensitivity import MetricSamples, collect_metrics
@@ -229,7 +230,9 @@ def _require_distinct(names: Sequence[str]) -> None:
 def _calibrated(name: str, work: Path, samples: _Samples, seed: int) -> CacheCodec:
     """The codec of an earlier run, or a new one."""
     options = dict(METHODS[name])
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
+    # With what a release of gonio makes of them: its defaults may change.
+    facts = [__version__, resolve_options(options["method"], "keys", {}), options]
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     path = work / "codecs" / f"{digest}.safetensors"
     with suppress(CodecError):  # absent, or of another version of the format
         return load_codec(path)
