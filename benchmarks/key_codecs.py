@@ -4,8 +4,8 @@ Teacher-forced: each of 6 windows of 512 tokens is read in one pass in which att
 key, after RoPE, through its codec (the rows with 4 sinks keep the first 4 raw); values are exact.
 The windows begin at token 51,200 of the text; calibration uses the 4,096 tokens before them (with
 ``--calibrate front`` the first 4,096 of the text, with ``windows`` the windows themselves).
-Rows of a rotation drawn at random, and of residual stages, whose learned rotations start at drawn
-ones, are means of log perplexity over ``--seeds`` draws; the range of the draws is printed beside.
+Rows of a rotation drawn at random, or learned from a drawn start, are means of log perplexity over
+``--seeds`` draws; the range of the draws is printed beside.
 Texts: ``bundled`` (Python's documentation topics, joined in name order by a blank line) and
 ``docstrings`` (the longer docstrings of the standard library's top-level modules, in name order).
 Both vary with the Python version.
@@ -95,9 +95,10 @@ def main() -> int:
 
 
 def draws(name: str, seeds: int) -> range:
-    """Seeds of a row: one where nothing is drawn, or only the start of a single learned stage."""
-    drawn = ROWS[name]["method"] in ("scalar", "residual_sign")
-    return range(seeds if drawn or ROWS[name].get("rotation") == "haar" else 1)
+    """Seeds of a row: one where nothing is drawn; learned rotations start at a drawn one."""
+    row = ROWS[name]
+    is_fixed = row["method"] == "affine" or row.get("rotation") in ("none", "hadamard")
+    return range(1 if is_fixed else seeds)
 
 
 def measure(
