@@ -3,7 +3,8 @@
 Calibrated on 8 windows of 512 tokens from the front of the bundled text, scored teacher-forced on
 3 windows of 512 other tokens that stand at several positions; scores of full precision do not
 depend on where. Keys are coded, values and the 4 sinks are not. Bits are all that grows with the
-sequence at 4,096 tokens. First it is checked that the angles used are the model's own.
+sequence at 4,096 tokens. Each head is coded by itself, so that only the stage differs. First it is
+checked that the angles used are the model's own.
 
 Usage: python benchmarks/position_coding.py [--only "pre_rope transform"] [--positions 0 2000 7000]
 """
@@ -82,7 +83,9 @@ def main() -> None:
                 continue
             samples = collect_metrics(model, windows, context=context, pre_rope=stage == "pre_rope")
             for line, name in names.items():
-                codec = calibrate_from_samples(samples, sinks=SINKS, stage=stage, **CODECS[name])
+                codec = calibrate_from_samples(
+                    samples, sinks=SINKS, stage=stage, span="head", **CODECS[name]
+                )
                 ratios = (
                     f"{start}: {math.exp(loss(model, scored, codec, start) - full):.4f}"
                     for start in options.positions

@@ -113,12 +113,14 @@ def test_blocks_are_coded_alone_and_append(method, samples):
 def test_a_basis_that_ignores_queries_is_worse(samples):
     """The mutant: the plain metric in place of the queries', at the same bits."""
     for method in METHODS:
-        weighted = calibrate_from_samples(samples, method=method, bits=2, metric="local")
-        blind = calibrate_from_samples(samples, method=method, bits=2, metric="plain")
+        weighted, blind = (
+            calibrate_from_samples(samples, method=method, bits=2, metric=metric, span="head")
+            for metric in ("local", "plain")
+        )
         assert weighted.bits_per_element(512) == pytest.approx(
             blind.bits_per_element(512), abs=0.02
         )
-        assert weighted_error(weighted, samples) < 0.75 * weighted_error(blind, samples)
+        assert weighted_error(weighted, samples) < 0.7 * weighted_error(blind, samples)
 
 
 def test_a_shared_budget_has_less_error_than_an_equal_one(samples):

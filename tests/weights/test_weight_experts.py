@@ -26,10 +26,10 @@ def test_planted_experts_leave_a_gap_where_no_hadamard_matrix_exists(n, rng):
     experts, _ = planted(n, n, rng)
     table = expert_gaps(experts, iterations=30)
     interval = bootstrap_interval(table["gap"].tolist())
-    assert interval.low > 0.04
+    assert interval.low > 0.045  # 0.05 before shared rotations were learned better
     assert table["null_gap"].mean() < 0.01
-    assert table["beta_own"].min() > 0.95
-    assert table["beta_others"].mean() < table["beta_shared"].mean() < 0.95
+    assert table["beta_own"].min() > 0.97
+    assert table["beta_others"].mean() < table["beta_shared"].mean() < 0.94
 
 
 @pytest.mark.parametrize("n", [4, 12, 16, 20])
