@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -69,6 +69,24 @@ class Bench:
     inputs: tuple[InputFile, ...]
     spread: int = 0
     context: int = 0
+
+    @property
+    def calibration_facts(self) -> dict[str, Any]:
+        """Where a codec comes from, for its provenance.
+
+        The first ``calibration_tokens`` of the text are not to be scored; of windows spread over
+        them ``calibration_read`` says how many tokens were read, ``positions`` where they stood.
+        """
+        read = self.calibration.numel()
+        facts = {
+            "model": self.source,
+            "text": self.text_name,
+            "text_sha256": self.text_sha256,
+            "calibration_tokens": max(read, self.spread),
+            "window": self.calibration.shape[1],
+            "positions": max(self.context, self.calibration.shape[1]),
+        }
+        return facts | ({"calibration_read": read} if self.spread else {})
 
 
 def open_bench(source: str | Path, text: str | Path, budget: TokenBudget) -> Bench:

@@ -183,16 +183,10 @@ def _new_search(
     total = problem.total(START_BITS if plan.bits is None else plan.bits)
     facts = (bench.inputs, bench.text_sha256, bench.calibration.tolist(), probes.shape, total)
     place = (bench.context,) if bench.context else ()
-    read = bench.calibration.numel()
     provenance = {
         "tier": plan.tier,
         "target_ppl_ratio": plan.target,
-        "model": bench.source,
-        "text": bench.text_name,
-        "text_sha256": bench.text_sha256,
-        "calibration_tokens": max(read, bench.spread),
-        "window": bench.calibration.shape[1],
-        "positions": max(bench.context, bench.calibration.shape[1]),
+        **bench.calibration_facts,
         "seed": plan.seed,
     }
     return AllocationSearch(

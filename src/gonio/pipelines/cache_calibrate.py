@@ -78,7 +78,7 @@ def calibrate_cache(
     codec = calibrate_from_samples(
         samples,
         seed=seed,
-        provenance=_provenance(bench),
+        provenance=bench.calibration_facts,
         progress=progress,
         **chosen,
     )
@@ -96,23 +96,6 @@ def calibrate_cache(
         seed=seed,
     )
     return codec, measurement
-
-
-def _provenance(bench: Bench) -> dict[str, Any]:
-    """Where the codec comes from; ``calibration_tokens`` of the text's front are not to be scored.
-
-    Of windows spread over the front, ``calibration_read`` says how many tokens they have.
-    """
-    read = bench.calibration.numel()
-    facts = {
-        "model": bench.source,
-        "text": bench.text_name,
-        "text_sha256": bench.text_sha256,
-        "calibration_tokens": max(read, bench.spread),
-        "window": bench.calibration.shape[1],
-        "positions": max(bench.context, bench.calibration.shape[1]),
-    }
-    return facts | ({"calibration_read": read} if bench.spread else {})
 
 
 def _weighted_parts(codec: CacheCodec) -> list[Part]:
