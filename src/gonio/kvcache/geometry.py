@@ -59,28 +59,36 @@ def sign_cosine_table(
     """
     members = torch.unique(windows, return_inverse=True)[1]
     draws = _draws(int(members.max()) + 1, seed)
+    heads = [len(vectors) for vectors in samples]
+    place = {
+        "layer": np.repeat(np.arange(len(heads)), heads),
+        "head": np.concatenate([np.arange(each) for each in heads]),
+    }
     tables = []
     for name, per_layer in frames.items():
-        for layer, (vectors, frame) in enumerate(zip(samples, per_layer, strict=True)):
+        # Made before the loop: small blocks kept between its large ones would keep the allocator
+        # from using the space of the latter again, a gigabyte in all.
+        sums = torch.zeros((4, draws.shape[1], sum(heads)), dtype=torch.float64)
+        chances = np.empty((2, len(heads)))
+        for layer, (vectors, frame, parts) in enumerate(
+            zip(samples, per_layer, sums.split(heads, dim=-1), strict=True)
+        ):
             if vectors.shape[1:2] != windows.shape:
                 raise ShapeError(
                     f"layer {layer} has {vectors.shape[1]} tokens, their windows are "
                     f"{tuple(windows.shape)}"
                 )
             turned = frame.apply(vectors[None])[0][0]
+            _add_by_window(parts, turned, members)
             dim = turned.shape[-1]
-            cosine = sign_cosine(turned, zero_value=0.0)
-            energy = turned.double().square().sum(dim=-1)
-            kept = turned.double().abs().sum(dim=-1).square() / dim
-            found = {
-                **_ratios("mean_cosine", cosine, torch.ones_like(cosine), members, draws),
-                **_ratios("beta", kept, energy, members, draws),
-            }
             free = dim - 1 if frame.token_dc and dim > 1 else dim
-            table = pd.DataFrame({"layer": layer, "head": range(len(turned)), **found})
-            chance = {"chance": sign_cosine_of_random_direction(free)}
-            beta_chance = beta_of_random_direction(dim, centered=frame.token_dc)
-            tables.append(table.assign(transform=name, **chance, beta_chance=beta_chance))
+            chances[0, layer] = sign_cosine_of_random_direction(free)
+            chances[1, layer] = beta_of_random_direction(dim, centered=frame.token_dc)
+        cosine, count, kept, energy = sums.numpy()
+        found = _ratios("mean_cosine", cosine, count, draws) | _ratios("beta", kept, energy, draws)
+        chance, beta_chance = chances[:, place["layer"]]
+        table = pd.DataFrame({**place, "transform": name, **found})
+        tables.append(table.assign(chance=chance, beta_chance=beta_chance))
     columns = ["layer", "head", "transform", "mean_cosine", "low", "high"]
     columns += ["beta", "beta_low", "beta_high", "chance", "beta_chance"]
     return pd.concat(tables, ignore_index=True)[columns]
@@ -170,21 +178,26 @@ def _draws(windows: int, seed: int) -> NDArray[np.float64]:
 
 
 def _ratios(
-    name: str, above: Tensor, below: Tensor, members: Tensor, draws: NDArray[np.float64]
+    name: str, above: NDArray[np.float64], below: NDArray[np.float64], draws: NDArray[np.float64]
 ) -> dict[str, NDArray[np.float64]]:
-    """``sum above / sum below`` per head and its interval, from ``(heads, n)`` each."""
-    sums = [_by_window(each, members, draws.shape[1]) for each in (above, below)]
+    """``sum above / sum below`` per head and its interval, from ``(windows, heads)`` each."""
     low, high = (f"{name.removeprefix('mean_cosine')}_{end}".strip("_") for end in ("low", "high"))
     with np.errstate(invalid="ignore"):  # 0 / 0 of a head of zeros is NaN, as documented
-        mean = sums[0].sum(axis=0) / sums[1].sum(axis=0)
-        resampled = (draws @ sums[0]) / (draws @ sums[1])
+        mean = above.sum(axis=0) / below.sum(axis=0)
+        resampled = (draws @ above) / (draws @ below)
         bounds = np.full((2, mean.size), np.nan)
         if len(resampled):
             bounds = np.quantile(resampled, [0.025, 0.975], axis=0)
     return {name: mean, low: bounds[0], high: bounds[1]}
 
 
-def _by_window(values: Tensor, members: Tensor, windows: int) -> NDArray[np.float64]:
-    """Sums over the tokens of each window, ``(windows, heads)``."""
-    sums = torch.zeros((windows, values.shape[0]), dtype=torch.float64)
-    return sums.index_add_(0, members, values.double().mT).numpy()
+def _add_by_window(sums: Tensor, turned: Tensor, members: Tensor) -> None:
+    """Add the tokens of each window, ``(heads, n, dim)``, to ``sums``, ``(4, windows, heads)``.
+
+    In this order: 1-bit cosines, tokens, energy that signs keep, energy.
+    """
+    cosine = sign_cosine(turned, zero_value=0.0).double()
+    kept = turned.abs().sum(dim=-1, dtype=torch.float64).square() / turned.shape[-1]
+    energy = turned.double().square_().sum(dim=-1)
+    for total, each in zip(sums, (cosine, torch.ones_like(cosine), kept, energy), strict=True):
+        total.index_add_(0, members, each.mT)
