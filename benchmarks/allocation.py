@@ -31,9 +31,11 @@ from gonio.files import write_text
 from gonio.kvcache import CacheCodec, EncodedTensor, evaluate_codecs
 from gonio.kvcache.budget_problem import BudgetProblem, pose_problem
 from gonio.kvcache.entropy_codec import BLOCK, HIGHEST, OCTAVE, EntropyCodec
-from gonio.kvcache.policies import POLICIES, has_equal_heads, policy_quanta
+from gonio.kvcache.policies import POLICIES, policy_quanta
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.kvcache.sensitivity import collect_metrics
 from gonio.kvcache.sharing import DivergenceMeter, Sharing, search_sharing, sharing_quanta
+from gonio.kvcache.stand_in import StandIn
 from gonio.kvcache.summaries import compare_methods, summarize_scores
 from gonio.models import load_model, load_text, token_windows
 
@@ -69,7 +71,7 @@ class Coded:
     """What a codec decodes to, an incomplete last block filled up and coded."""
 
     codec: object
-    method = "coded"
+    method = StandIn.method
     block = 1
     side_bytes = 0
 
@@ -84,6 +86,13 @@ class Coded:
 
     def state(self) -> tuple[dict, dict]:
         return {}, {}
+
+
+def coded(codec: object) -> object:
+    """The codec with its last block filled up, behind the turns of keys where there are any."""
+    if isinstance(codec, PreRopeCodec):
+        return PreRopeCodec(Coded(codec.base), codec.rotary)
+    return Coded(codec)
 
 
 def decoded_values(codec, x: Tensor) -> Tensor:
@@ -118,7 +127,7 @@ def main() -> int:
     model, tokenizer = load_model("smollm2-135m")
     ids = tokenizer(load_text(chosen.text).text, add_special_tokens=False, verbose=False)
     ids = torch.tensor(ids["input_ids"])
-    samples = collect_metrics(model, token_windows(ids[:FITTED], WINDOW))
+    samples = collect_metrics(model, token_windows(ids[:FITTED], WINDOW), pre_rope=True)
     problem = pose_problem(samples, chosen.tier)
     print(f"metrics and rates in {time.perf_counter() - clock:.0f} s", flush=True)
     meter = DivergenceMeter(model, token_windows(ids[SEARCHED:][:SEARCH_TOKENS], SEARCH_WINDOW))
@@ -153,7 +162,7 @@ def search(
     def measure(sharing: Sharing) -> float:
         def run() -> float:
             quanta = sharing_quanta(sharing, problem, total)
-            return meter(problem.stand_in(quanta, equal_heads=sharing.has_equal_heads))
+            return meter(problem.stand_in(quanta))
 
         value = state.get("trials", f"{bits} {json.dumps(asdict(sharing))}", run)
         print(f"{bits:g} bits, {sharing}: {value:.5f}", flush=True)
@@ -162,7 +171,6 @@ def search(
     trials = search_sharing(
         measure,
         starts=before[-1:],
-        has_heads=chosen.tier == "fixed",
         most=chosen.points // 2 if before else chosen.points,
     )
     return min(trials, key=lambda trial: trial.divergence).sharing
@@ -182,19 +190,19 @@ def score(
     left = [i for i in range(len(windows)) if f"{key} {i}" not in state.rows["scores"]]
     if not left:
         return
-    coded = {}
+    tried = {}
     for policy in policies:
         quanta = policy_quanta(policy, problem, problem.total(bits), searched)
-        codec = problem.fit(quanta, equal_heads=has_equal_heads(policy, searched))
+        codec = problem.fit(quanta)
         stored = checked_bits(codec, policy, bits)
         state.get("stored", f"{bits} {policy}", lambda stored=stored: stored)
         check_values(codec, problem)
-        parts = {part: tuple(map(Coded, codec.of(part))) for part in ("keys", "values")}
-        coded[policy] = replace(codec, **parts)
+        parts = {part: tuple(map(coded, codec.of(part))) for part in ("keys", "values")}
+        tried[policy] = replace(codec, **parts)
     for index in left:
 
         def run(index: int = index) -> list[dict]:
-            table = evaluate_codecs(model, windows[index][None], coded)
+            table = evaluate_codecs(model, windows[index][None], tried)
             return table.assign(window=index, budget=bits).to_dict(orient="records")
 
         state.get("scores", f"{key} {index}", run)
@@ -222,6 +230,7 @@ def check_values(codec: CacheCodec, problem: BudgetProblem) -> None:
     for unit in problem.units[:: len(problem.units) // 3]:
         x = unit.vectors[:1, :, : 4 * BLOCK]
         own = codec.of(unit.part)[unit.layer]
+        own = getattr(own, "base", own)  # the samples are those before RoPE
         exact = own.decode(own.encode(x))
         far = (decoded_values(own, x) - exact).norm() / (exact - x).norm()
         if not far < 0.1:

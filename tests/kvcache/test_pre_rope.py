@@ -74,6 +74,25 @@ def test_keys_turned_back_are_those_the_model_makes_without_rope(family, make_mo
         assert (missed - call.key_pre).abs().max() > 10 * atol
 
 
+@pytest.mark.parametrize(
+    "pairs",
+    [[[0, 4], [1, 5], [2, 6]], [[0, 1], [2, 3], [4, 5]], [[5, 0], [1, 6], [2, 3]], [[3, 1]]],
+    ids=["halves", "neighbors", "scattered", "one"],
+)
+def test_pairs_turn_as_complex_numbers_do_however_they_lie(pairs):
+    rotary = Rotary(torch.tensor(pairs), torch.linspace(0.1, 1.0, len(pairs)))
+    x, places = torch.randn(2, 3, 5, 8), torch.arange(5) + 7
+    found = rotary.turn(x, rotary.phases(places))
+    expected = x.clone().double()
+    for (first, second), frequency in zip(pairs, rotary.frequencies.tolist(), strict=True):
+        whole = torch.complex(x[..., first].double(), x[..., second].double())
+        whole *= torch.polar(torch.ones(5).double(), places.double() * frequency)
+        expected[..., first], expected[..., second] = whole.real, whole.imag
+    torch.testing.assert_close(found, expected.float())
+    back = rotary.turn(found, rotary.phases(places).conj())
+    torch.testing.assert_close(back, x)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "phi3"])
 def test_models_without_known_angles_are_refused(family, make_model, tokens):
     with pytest.raises(ModelError):

@@ -15,8 +15,10 @@ from gonio.errors import DataError, SettingError
 from gonio.kvcache.calibrate import SINK_TOKENS
 from gonio.kvcache.codec import CacheCodec
 from gonio.kvcache.contract import Part, TensorCodec
-from gonio.kvcache.options import CodecOptions, resolve_options
+from gonio.kvcache.options import CodecOptions, Stage, resolve_options
+from gonio.kvcache.pre_rope_codec import PreRopeCodec, place_bits
 from gonio.kvcache.rate_curves import TIERS, RateCurve, Tier, rate_curve
+from gonio.kvcache.rotary import Rotary
 from gonio.kvcache.sensitivity import MetricSamples
 from gonio.kvcache.transform_fit import fit_entropy_codecs, fit_transform_codecs
 from gonio.models.attention import AttentionLayout
@@ -69,6 +71,7 @@ class BudgetProblem:
         units: Keys of layer 0, 1, ..., then values.
         sinks: First tokens the codecs keep raw.
         options: Options of the tier's method.
+        rotary: The turns of each layer, where keys are those before RoPE; else none.
     """
 
     layout: AttentionLayout
@@ -76,6 +79,7 @@ class BudgetProblem:
     units: tuple[Unit, ...]
     sinks: int
     options: dict[str, Any]
+    rotary: tuple[Rotary, ...] = ()
 
     @property
     def elements(self) -> Counts:
@@ -93,17 +97,17 @@ class BudgetProblem:
         return np.array([len(unit.curve.errors) - 1 for unit in self.units], dtype=np.int64)
 
     @property
-    def head_quanta(self) -> int:
-        """Quanta of a unit that gives each of its heads one; heads share the words of a block."""
-        return self.layout.num_kv_heads if self.tier == "fixed" else 1
-
-    @property
     def damages(self) -> list[NDArray[np.float64]]:
         """Predicted damages of each unit, nats per token."""
         return [unit.damages for unit in self.units]
 
+    @property
+    def place_bits(self) -> float:
+        """Bits per token that the positions of blocks take in all layers."""
+        return len(self.rotary) * place_bits(TIERS[self.tier])
+
     def total(self, bits: float, seq_len: int = 4096) -> int:
-        """Quanta that a mean of bits per element affords, raw sinks in float16 paid from it.
+        """Quanta that a mean of bits affords, raw sinks in float16 and positions paid from it.
 
         Args:
             bits: Mean over keys and values of all layers.
@@ -113,8 +117,8 @@ class BudgetProblem:
             SettingError: The bits are out of the tier's range.
         """
         coded = (bits * seq_len - 16.0 * self.sinks) / (seq_len - self.sinks)
-        total = int(coded * self.elements.sum() / self.units[0].curve.quantum_bits + 1e-6)
-        total -= total % self.head_quanta
+        left = coded * self.elements.sum() - self.place_bits
+        total = int(left / self.units[0].curve.quantum_bits + 1e-6)
         low, high = int(self.least.sum()), int(self.most.sum())
         if not low <= total <= high:
             lowest, highest = (self.mean_bits(np.array([x]), seq_len) for x in (low, high))
@@ -125,12 +129,13 @@ class BudgetProblem:
         return total
 
     def mean_bits(self, quanta: Counts, seq_len: int = 4096) -> float:
-        """Mean bits per element that quanta store, raw sinks in float16 counted."""
-        coded = quanta.sum() * self.units[0].curve.quantum_bits / self.elements.sum()
+        """Mean bits per element that quanta store, raw sinks in float16 and positions counted."""
+        coded = quanta.sum() * self.units[0].curve.quantum_bits + self.place_bits
+        coded /= self.elements.sum()
         return float((coded * (seq_len - self.sinks) + 16.0 * self.sinks) / seq_len)
 
     def unit_bits(self, quanta: Counts) -> list[float]:
-        """Bits per element of each unit's codes."""
+        """Bits per element of each unit's codes, positions apart."""
         return [
             unit.curve.bits(count) for unit, count in zip(self.units, quanta.tolist(), strict=True)
         ]
@@ -139,7 +144,6 @@ class BudgetProblem:
         self,
         quanta: Counts,
         *,
-        equal_heads: bool = False,
         provenance: dict[str, Any] | None = None,
         progress: Progress | None = None,
     ) -> CacheCodec:
@@ -147,43 +151,47 @@ class BudgetProblem:
 
         Args:
             quanta: Of each unit.
-            equal_heads: Every head of a unit gets the same bits; else heads share by the metric,
-                as they always do in the entropy tier, where a block is one stream for all heads.
             provenance: Facts to keep in the codec.
             progress: Called with (what, units done, units).
         """
         found: dict[Part, list[TensorCodec]] = {part: [] for part in get_args(Part)}
-        options = {**self.options, "budget": "equal" if equal_heads else "shared"}
         for done, (unit, count) in enumerate(zip(self.units, quanta.tolist(), strict=True)):
-            found[unit.part].append(self._fit_unit(unit, count, options))
+            found[unit.part].append(self._fit_unit(unit, count))
             if progress is not None:
                 progress("fitting codecs", done + 1, len(self.units))
         facts = {"method": TIERS[self.tier], **self.options, **(provenance or {})}
         return CacheCodec(
             self.layout,
-            tuple(found["keys"]),
+            self._turned(found["keys"]),
             tuple(found["values"]),
             sinks=self.sinks,
             provenance=facts,
         )
 
-    def stand_in(self, quanta: Counts, *, equal_heads: bool = False) -> CacheCodec:
+    def stand_in(self, quanta: Counts) -> CacheCodec:
         """About the codec that :meth:`fit` would give, made at once; it stores no codes."""
         found = [
-            unit.curve.stand_in(count, equal_heads=equal_heads)
+            unit.curve.stand_in(count)
             for unit, count in zip(self.units, quanta.tolist(), strict=True)
         ]
         half = len(found) // 2
-        return CacheCodec(self.layout, tuple(found[:half]), tuple(found[half:]), sinks=self.sinks)
+        keys = self._turned(found[:half])
+        return CacheCodec(self.layout, keys, tuple(found[half:]), sinks=self.sinks)
 
-    def _fit_unit(self, unit: Unit, quanta: int, options: dict[str, Any]) -> TensorCodec:
+    def _turned(self, keys: Sequence[TensorCodec]) -> tuple[TensorCodec, ...]:
+        """Codecs of keys behind the turns, where there are any."""
+        if not self.rotary:
+            return tuple(keys)
+        return tuple(PreRopeCodec(key, turns) for key, turns in zip(keys, self.rotary, strict=True))
+
+    def _fit_unit(self, unit: Unit, quanta: int) -> TensorCodec:
         if self.tier == "fixed":
             bits = unit.curve.bits(quanta)
             if bits == 0:  # the mean alone; the fit wants bits, and gives the one it has none
                 bits = 0.4 / unit.curve.elements
-            return fit_transform_codecs(bits, [unit.vectors], [unit.metric], options)[0]
+            return fit_transform_codecs(bits, [unit.vectors], [unit.metric], self.options)[0]
         bits = unit.curve.bits(quanta) + 0.5 * unit.curve.quantum_bits / unit.curve.elements
-        return fit_entropy_codecs(bits, [unit.vectors], [unit.metric], options)[0]
+        return fit_entropy_codecs(bits, [unit.vectors], [unit.metric], self.options)[0]
 
 
 def pose_problem(
@@ -200,7 +208,8 @@ def pose_problem(
     costs in nats.
 
     Args:
-        samples: Keys, values and metrics of calibration text.
+        samples: Keys, values and metrics of calibration text; codecs are of keys on their side
+            of RoPE.
         tier: ``fixed`` or ``entropy``.
         sinks: First tokens the codecs keep raw.
         progress: Called with (what, units done, units).
@@ -218,7 +227,8 @@ def pose_problem(
             f"calibration windows end at token {int(samples.positions.max())}, and the first "
             f"{skip} are left out as sinks\nUse longer windows."
         )
-    options = resolve_options(TIERS[tier], "keys", CodecOptions(span="head", stage="post_rope"))
+    stage: Stage = "pre_rope" if samples.rotary else "post_rope"
+    options = resolve_options(TIERS[tier], "keys", CodecOptions(stage=stage))
     units: list[Unit] = []
     parts: Sequence[Part] = get_args(Part)
     for part in parts:
@@ -231,4 +241,4 @@ def pose_problem(
             units.append(Unit(layer, part, x, metric, scale, curve))
             if progress is not None:
                 progress("measuring rates", len(units), len(parts) * samples.layout.num_layers)
-    return BudgetProblem(samples.layout, tier, tuple(units), sinks, options)
+    return BudgetProblem(samples.layout, tier, tuple(units), sinks, options, samples.rotary)

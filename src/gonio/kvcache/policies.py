@@ -1,6 +1,6 @@
 """Ways to share a total of bits over the units of a cache, from naive to searched.
 
-- ``uniform``: every element the same bits, every head too where the tier can.
+- ``uniform``: every layer the same bits per element, of keys and of values.
 - ``collapse-angle``: the published rule, 2 bits for a layer whose keys are up to 44 degrees from
   their signs (values from theirs), 3 above, 1 for heads of 512; scaled to the total that is asked
   for, which the rule does not name.
@@ -31,27 +31,19 @@ __all__ = [
     "SHARED",
     "Policy",
     "collapse_bits",
-    "has_equal_heads",
     "policy_quanta",
     "sign_angles",
 ]
 
 Policy = Literal["uniform", "collapse-angle", "shared", "metric", "searched"]
 POLICIES: tuple[Policy, ...] = get_args(Policy)
-SHARED = Sharing(keys=1.0, values=1.0, has_equal_heads=False)
+SHARED = Sharing(keys=1.0, values=1.0)
 
 Counts = NDArray[np.int64]
 TRUSTED_BITS = 0.5  # per element, below uniform
 CUTOFF = 44.0  # degrees between a vector and its signs
 WIDE_HEAD = 512
 ANGLE_WINDOWS = 2  # whose mean cosine is a unit's
-
-
-def has_equal_heads(policy: Policy, searched: Sharing | None = None) -> bool:
-    """Whether the heads of a unit get the same bits."""
-    if policy == "searched":
-        return searched is not None and searched.has_equal_heads
-    return policy in ("uniform", "collapse-angle")
 
 
 def policy_quanta(
@@ -78,7 +70,7 @@ def policy_quanta(
         return sharing_quanta(SHARED, problem, total)
     if policy == "collapse-angle":
         bits = collapse_bits(sign_angles(problem), problem.layout.head_dim)
-        return target_quanta(bits * problem.elements, problem, total, equal_heads=True)
+        return target_quanta(bits * problem.elements, problem, total)
     uniform = sharing_quanta(Sharing(), problem, total)
     if policy == "uniform":
         return uniform

@@ -22,15 +22,17 @@ from gonio.kvcache.contract import TensorCodec
 from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.entropy_codec import EntropyCodec
 from gonio.kvcache.rotary import Rotary
+from gonio.kvcache.stand_in import StandIn
 from gonio.kvcache.transform_codec import TransformCodec
 from gonio.quant.accounting import tensor_bytes
 
-__all__ = ["PreRopeCodec", "bits_without_place"]
+__all__ = ["PreRopeCodec", "bits_without_place", "place_bits"]
 
 _BASES: dict[str, type[EntropyCodec] | type[TransformCodec]] = {
     EntropyCodec.method: EntropyCodec,
     TransformCodec.method: TransformCodec,
 }
+_PLACE_BITS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ class PreRopeCodec:
     """A codec of keys before RoPE, behind the interface of one after it.
 
     Attributes:
-        base: Codes keys before RoPE: of method ``transform`` or ``entropy``.
+        base: Codes keys before RoPE: of method ``transform`` or ``entropy``, or a stand-in.
         rotary: The turns of the layer.
     """
 
@@ -47,7 +49,7 @@ class PreRopeCodec:
     method: ClassVar[str] = "pre_rope"
 
     def __post_init__(self) -> None:
-        if self.base.method not in _BASES:
+        if self.base.method not in (*_BASES, StandIn.method):
             raise CodecError(
                 f"keys before RoPE cannot be coded by method {self.base.method!r}; "
                 f"expected one of {', '.join(sorted(_BASES))}"
@@ -124,6 +126,11 @@ class PreRopeCodec:
         return self.rotary.phases(torch.arange(self.block))
 
 
+def place_bits(method: str) -> float:
+    """Bits per token that the positions of blocks of a base codec's method take in a layer."""
+    return _PLACE_BITS / _BASES[method].block
+
+
 def bits_without_place(method: str, bits: float, elements: int) -> float:
     """What is left of the bits per element when the positions of blocks are paid for.
 
@@ -135,7 +142,7 @@ def bits_without_place(method: str, bits: float, elements: int) -> float:
     Raises:
         SettingError: Nothing is left.
     """
-    left = bits - 32 / (_BASES[method].block * elements)
+    left = bits - place_bits(method) / elements
     if left <= 0:
         raise SettingError(f"{bits} bits per element do not pay for the positions of blocks")
     return left

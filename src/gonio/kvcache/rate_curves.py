@@ -63,8 +63,8 @@ class RateCurve(ABC):
         return quanta * self.quantum_bits / self.elements
 
     @abstractmethod
-    def stand_in(self, quanta: int, *, equal_heads: bool = False) -> StandIn:
-        """About the codec of so many quanta, its heads with equal bits or by the metric."""
+    def stand_in(self, quanta: int) -> StandIn:
+        """About the codec of so many quanta."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,14 +81,9 @@ class FixedCurve(RateCurve):
     levels: tuple[Tensor, ...]
     gain: float
 
-    def stand_in(self, quanta: int, *, equal_heads: bool = False) -> StandIn:
+    def stand_in(self, quanta: int) -> StandIn:
         """Scalar codes whose errors are shrunk to the size of those of a trellis."""
-        heads = self.basis.heads
-        if equal_heads:
-            groups = self.table.view(heads, -1, self.table.shape[1])
-            widths = torch.cat([allocate_widths(each, quanta // heads) for each in groups])
-        else:
-            widths = allocate_widths(self.table, quanta)
+        widths = allocate_widths(self.table, quanta)
         levels = self.rows.new_full((len(widths), 1 << DESIGNED_WIDTH), torch.inf)
         for width in widths.unique().tolist():
             own = self.levels[min(width, DESIGNED_WIDTH)]
@@ -113,8 +108,8 @@ class EntropyCurve(RateCurve):
     log_steps: NDArray[np.float64]
     dead_zone: float
 
-    def stand_in(self, quanta: int, *, equal_heads: bool = False) -> StandIn:
-        """The cells of the step, the same in every block; heads always share by the metric."""
+    def stand_in(self, quanta: int) -> StandIn:
+        """The cells of the step, the same in every block."""
         bits = self.bits(quanta) - overhead_bits(self.basis.heads, self.basis.dim)
         step = 2.0 ** float(np.interp(bits, self.rates, self.log_steps))
         design = design_cells(self.rows / step, self.dead_zone, steps=2)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -60,11 +61,31 @@ class Rotary:
             x: Float32 ``(..., tokens, head_dim)``.
             phases: ``(..., tokens, num_pairs)``, broadcast over the axes before.
         """
-        first, second = self.pairs.to(x.device).unbind(dim=1)
-        turned = torch.complex(x[..., first], x[..., second]) * phases
+        first, second = self._columns
+        cos, sin = phases.real.contiguous(), phases.imag.contiguous()
         out = x.clone()
-        out[..., first], out[..., second] = turned.real, turned.imag
+        out[..., first] = x[..., first] * cos - x[..., second] * sin
+        out[..., second] = x[..., second] * cos + x[..., first] * sin
         return out
+
+    @cached_property
+    def _columns(self) -> tuple[slice | Tensor, slice | Tensor]:
+        """First and second coordinates of the pairs: slices where they are evenly spaced."""
+        first, second = (_evenly_spaced(column) for column in self.pairs.cpu().unbind(dim=1))
+        return first, second
+
+
+def _evenly_spaced(places: Tensor) -> slice | Tensor:
+    """A slice of the same places, which reads without gathering; the places if there is none."""
+    numbers = places.tolist()
+    step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+    if (
+        not numbers
+        or step < 1
+        or numbers != list(range(numbers[0], numbers[0] + step * len(numbers), step))
+    ):
+        return places
+    return slice(numbers[0], numbers[-1] + 1, step)
 
 
 def has_rotary(model: PreTrainedModel) -> bool:

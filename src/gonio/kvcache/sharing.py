@@ -55,15 +55,12 @@ class Sharing:
             at the same total (1).
         values: The same of values.
         ends: Bits per element that the first and the last layer have above that.
-        has_equal_heads: Heads of a layer have the same bits; else they share by the metric, as
-            they always do in the entropy tier.
     """
 
     tilt: float = 0.0
     keys: float = 0.0
     values: float = 0.0
     ends: float = 0.0
-    has_equal_heads: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,35 +98,25 @@ def sharing_quanta(sharing: Sharing, problem: BudgetProblem, total: int) -> Coun
     layers = np.array([unit.layer for unit in problem.units])
     is_end = (layers == 0) | (layers == layers.max())
     wanted += np.where(is_end, sharing.ends * elements / quantum, 0.0)
-    return target_quanta(wanted, problem, total, equal_heads=sharing.has_equal_heads)
+    return target_quanta(wanted, problem, total)
 
 
-def target_quanta(
-    wanted: Floats, problem: BudgetProblem, total: int, *, equal_heads: bool
-) -> Counts:
+def target_quanta(wanted: Floats, problem: BudgetProblem, total: int) -> Counts:
     """Whole quanta in proportion to what is wanted, within the limits of the units.
 
     Args:
         wanted: Of each unit.
         problem: The units.
         total: Sum of the quanta, see :meth:`BudgetProblem.total`.
-        equal_heads: The heads of a unit get the same, where the tier can.
     """
-    heads = problem.head_quanta if equal_heads else 1
-    counts = equal_quanta(
-        np.maximum(wanted, 1e-3).tolist(),
-        total // heads,
-        (-(-problem.least // heads)).tolist(),
-        (problem.most // heads).tolist(),
-    )
-    return heads * counts
+    sizes = np.maximum(wanted, 1e-3).tolist()
+    return equal_quanta(sizes, total, problem.least.tolist(), problem.most.tolist())
 
 
 def search_sharing(
     measure: Callable[[Sharing], float],
     *,
     starts: Sequence[Sharing] = (),
-    has_heads: bool = False,
     most: int = 20,
 ) -> list[SharingTrial]:
     """Trials of a coordinate search from equal bits, in which only improvements are kept.
@@ -140,7 +127,6 @@ def search_sharing(
     Args:
         measure: Divergence of a sharing.
         starts: Tried after equal bits; the search goes on from the best.
-        has_heads: Try heads that share by the metric.
         most: Trials, at most.
 
     Returns:
@@ -161,8 +147,6 @@ def search_sharing(
     best = Sharing()
     for sharing in (best, *starts):
         best = sharing if trial(sharing) else best
-    if has_heads and trial(replace(best, has_equal_heads=not best.has_equal_heads)):
-        best = trials[-1].sharing
     steps, signs = dict(STEPS), dict.fromkeys(STEPS, 1.0)
     while len(trials) < most and any(steps[name] >= FINEST * STEPS[name] for name in steps):
         for name in steps:

@@ -22,7 +22,7 @@ from gonio.errors import DataError
 from gonio.files import write_text
 from gonio.kvcache import CacheCodec
 from gonio.kvcache.budget_problem import BudgetProblem
-from gonio.kvcache.policies import Policy, has_equal_heads, policy_quanta
+from gonio.kvcache.policies import Policy, policy_quanta
 from gonio.kvcache.quality_target import PerplexityMeter, Trial, find_least_bits
 from gonio.kvcache.sharing import (
     DivergenceMeter,
@@ -93,15 +93,12 @@ class Codecs:
     progress: Progress | None = None
     _fitted: dict[tuple[Any, ...], CacheCodec] = field(default_factory=dict)
 
-    def fit(self, quanta: Counts, *, equal_heads: bool, **facts: Any) -> CacheCodec:
+    def fit(self, quanta: Counts, **facts: Any) -> CacheCodec:
         """The codec in which every unit has its quanta; more facts are added to its provenance."""
-        key = (*quanta.tolist(), equal_heads)
+        key = tuple(quanta.tolist())
         if key not in self._fitted:
             self._fitted[key] = self.problem.fit(
-                quanta,
-                equal_heads=equal_heads,
-                provenance=self.provenance,
-                progress=self.progress,
+                quanta, provenance=self.provenance, progress=self.progress
             )
         codec = self._fitted[key]
         bits = {"bits": self.problem.mean_bits(quanta)}
@@ -144,16 +141,14 @@ class AllocationSearch:
 
             def run() -> float:
                 quanta = sharing_quanta(sharing, problem, total)
-                return self._divergence(
-                    problem.stand_in(quanta, equal_heads=sharing.has_equal_heads)
-                )
+                return self._divergence(problem.stand_in(quanta))
 
             found: float = self.points.get(json.dumps(asdict(sharing)), run)
             done += 1
             self._tell("searching where bits go", done, most)
             return found
 
-        return search_sharing(measure, has_heads=problem.tier == "fixed", most=most)
+        return search_sharing(measure, most=most)
 
     def better(self, total: int, found: Sharing) -> Sharing:
         """What was found with stand-ins, unless the fitted codec of equal bits diverges less."""
@@ -174,7 +169,7 @@ class AllocationSearch:
             target: Perplexity over that of full precision.
             start: Bits of the first trial.
         """
-        problem, equal = self.codecs.problem, has_equal_heads(policy, searched)
+        problem = self.codecs.problem
         named = json.dumps(
             [policy, asdict(searched) if policy == "searched" and searched else None]
         )
@@ -185,7 +180,7 @@ class AllocationSearch:
 
             def run() -> float:
                 quanta = policy_quanta(policy, problem, total, searched)
-                return self._divergence(problem.stand_in(quanta, equal_heads=equal))
+                return self._divergence(problem.stand_in(quanta))
 
             found: float = self.points.get(f"stand-in of {total} quanta by {named}", run)
             return found
@@ -195,7 +190,7 @@ class AllocationSearch:
 
             def run() -> tuple[float, float]:
                 quanta = policy_quanta(policy, problem, total, searched)
-                return self._perplexity(self.codecs.fit(quanta, equal_heads=equal))
+                return self._perplexity(self.codecs.fit(quanta))
 
             ratio, bound = self.points.get(f"codec of {total} quanta by {named}", run)
             self._tell(f"{bits:.2f} bits: {ratio:.4f}, at most {bound:.4f}", 1, 1)
@@ -211,11 +206,9 @@ class AllocationSearch:
         )
 
     def _fitted_divergence(self, sharing: Sharing, total: int) -> float:
-        problem, equal = self.codecs.problem, sharing.has_equal_heads
-
         def run() -> float:
-            quanta = sharing_quanta(sharing, problem, total)
-            return self._divergence(self.codecs.fit(quanta, equal_heads=equal))
+            quanta = sharing_quanta(sharing, self.codecs.problem, total)
+            return self._divergence(self.codecs.fit(quanta))
 
         key = f"divergence of the codec of {total} quanta by {json.dumps(asdict(sharing))}"
         found: float = self.points.get(key, run)

@@ -21,12 +21,12 @@ from gonio.kvcache.filling import FULL
 from gonio.kvcache.policies import (
     POLICIES,
     Policy,
-    has_equal_heads,
     policy_quanta,
     sign_angles,
 )
 from gonio.kvcache.quality_target import Trial
 from gonio.kvcache.rate_curves import TIERS, Tier
+from gonio.kvcache.rotary import can_turn
 from gonio.kvcache.sensitivity import collect_metrics
 from gonio.kvcache.sharing import Sharing, SharingTrial
 from gonio.kvcache.summaries import compare_methods, summarize_scores
@@ -130,6 +130,7 @@ def allocate_cache(
         fitted,
         skip=max(SINK_TOKENS, plan.sinks),
         context=bench.context,
+        pre_rope=can_turn(bench.model),
         seed=plan.seed,
         progress=progress,
     )
@@ -194,7 +195,7 @@ def _new_search(
         Codecs(problem, provenance, progress),
         probes,
         held,
-        Points(points, (*facts, plan.tier, plan.sinks, plan.seed, *place)),
+        Points(points, (*facts, problem.options, plan.sinks, plan.seed, *place)),
         plan.seed,
         progress,
     )
@@ -237,7 +238,7 @@ def _codec(codecs: Codecs, policy: Policy, quanta: Counts, searched: Sharing | N
     facts: dict[str, Any] = {"policy": policy}
     if policy == "searched" and searched is not None:
         facts["sharing"] = asdict(searched)
-    return codecs.fit(quanta, equal_heads=has_equal_heads(policy, searched), **facts)
+    return codecs.fit(quanta, **facts)
 
 
 def _trials(found: _Found, plan: AllocationPlan) -> dict[str, pd.DataFrame]:
