@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gonio.files import write_text
+from gonio.kernels.cells import block_codes
 from gonio.kvcache import CacheCodec, EncodedTensor, evaluate_codecs
 from gonio.kvcache.budget_problem import BudgetProblem, pose_problem
 from gonio.kvcache.entropy_codec import BLOCK, HIGHEST, OCTAVE, EntropyCodec
@@ -102,7 +103,8 @@ def decoded_values(codec, x: Tensor) -> Tensor:
     rows = codec.basis.apply(x).nan_to_num()
     blocks = rows.view(len(rows), -1, BLOCK)
     gain = codec._search(blocks)
-    places = codec._quantize(blocks, gain)[0].flatten(1).long()
+    scale = torch.exp2(-gain / OCTAVE).where(gain < HIGHEST, 0.0)
+    places = block_codes(blocks, codec._cells, scale).flatten(1).long()
     inside = codec._levels.gather(1, (places + codec._radius).clamp(0, 2 * codec._radius))
     values = torch.where(places.abs() > codec._radius, places.float(), inside)
     scale = torch.exp2(gain / OCTAVE).where(gain < HIGHEST, 0.0)

@@ -214,6 +214,43 @@ static void run_rans(int64_t blocks, int64_t block, int64_t lanes, int spread) {
     free(levels), free(scale), free(rows), free(codes), free(words), free(exact);
 }
 
+/* csrc/cells.c: the structure it takes. */
+typedef struct {
+    const float *edges;
+    const int32_t *costs, *escaped;
+    const int16_t *cheapest;
+    int64_t coordinates, radius;
+} cells;
+void gonio_cells(const cells *, const float *, int64_t, const int64_t *, const float *, int64_t, int64_t *, int16_t *);
+
+/* Values from far inside to far outside the cells, all blocks but the first, one of them lost. */
+static void run_cells(int64_t coordinates, int64_t radius, int64_t blocks, float spread) {
+    int64_t count = blocks - 1, places = 2 * radius + 1;
+    float *edges = exactly((size_t)(coordinates * (places - 1)) * sizeof *edges);
+    float *rows = exactly((size_t)(coordinates * blocks * 64) * sizeof *rows);
+    float *scale = exactly((size_t)count * sizeof *scale);
+    int32_t *costs = exactly((size_t)(coordinates * places) * sizeof *costs);
+    int32_t *escaped = exactly((size_t)coordinates * sizeof *escaped);
+    int16_t *cheapest = exactly((size_t)coordinates * sizeof *cheapest);
+    int16_t *codes = exactly((size_t)(coordinates * count * 64) * sizeof *codes);
+    int64_t *which = exactly((size_t)count * sizeof *which), *found = exactly((size_t)count * sizeof *found);
+    for (int64_t j = 0; j < coordinates; j++) {
+        for (int64_t e = 0; e < places - 1; e++) edges[j * (places - 1) + e] = (float)(e - radius) + 0.5f;
+        for (int64_t e = 0; e < places; e++) costs[j * places + e] = 1 + rand() % 9;
+        escaped[j] = INT32_MAX, cheapest[j] = (int16_t)(places - 1);
+    }
+    for (int64_t i = 0; i < coordinates * blocks * 64; i++) rows[i] = spread * (float)(rand() % 2001 - 1000) / 1000;
+    for (int64_t i = 0; i < count; i++) which[i] = blocks - 1 - i, scale[i] = i == 1 ? 0 : 1.5f;
+    cells c = {edges, costs, escaped, cheapest, coordinates, radius};
+    gonio_cells(&c, rows, blocks, which, scale, count, found, codes);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t costly = found[i];
+        gonio_cells(&c, rows, blocks, which + i, scale + i, 1, found + i, NULL);
+        if (found[i] != costly) fail("cells", 0, radius);
+    }
+    free(edges), free(rows), free(scale), free(costs), free(escaped), free(cheapest), free(codes), free(which), free(found);
+}
+
 int main(void) {
     static const int64_t lengths[] = {0, 1, 63, 64, 65, 511, 520};
     int best = gonio_best_level();
@@ -229,6 +266,8 @@ int main(void) {
     for (int64_t blocks = 0; blocks < 40; blocks += 13)
         for (int64_t lanes = 1; lanes <= 8; lanes++)
             for (int spread = 1; spread < 2000; spread *= 9) run_rans(blocks, 8 + lanes % 3, lanes, spread);
+    for (int64_t radius = 0; radius < 40; radius += 1 + 5 * (radius > 2))
+        for (float spread = 0.1f; spread < 1e39f; spread *= 60) run_cells(3, radius, 4, spread);
     uint16_t *bf16 = exactly(3 * 64 * sizeof *bf16);
     memset(bf16, 0, 3 * 64 * sizeof *bf16);
     float *query = floats(64), *out = floats(3);

@@ -58,6 +58,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     ),
     "gonio_decode": (None, [_POINTER, _INT, _POINTER] + [_LONG] * 3 + [_POINTER]),
     "gonio_read": (ctypes.c_uint64, [_POINTER, _LONG, _INT]),
+    "gonio_cells": (
+        None,
+        [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2,
+    ),
     "gonio_rans_decode": (_INT, [_POINTER] * 4),
     "gonio_rans_encode": (_INT, [_POINTER] * 5),
     "gonio_bf16_scores": (

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from gonio.errors import SettingError, ShapeError
+from gonio.kernels.cells import BIT, Cells, block_codes, block_costs
 from gonio.kernels.entropy import BlockWords, decode_levels, encode_streams
 from gonio.kvcache.encoded import EncodedTensor
 from gonio.kvcache.quantizer_design import cell_edges
@@ -36,7 +37,6 @@ BLOCK, LANES = 64, 2
 OCTAVE = 64  # gains per factor of two: one finer changes a block by at most 1/64 bit per element
 LOWEST, HIGHEST = -4 * OCTAVE, 28 * OCTAVE
 LANE_BITS = 32  # a lane's final state, at most
-LARGEST_CODE = 32767.0
 FULL_ENOUGH = 0.995  # of a block's room used: the search ends
 NEWTON_TRIALS = 6
 
@@ -95,7 +95,7 @@ class EntropyCodec:
         rows = self.basis.apply(x.cpu()).nan_to_num().view(heads * dim, -1, BLOCK)
         gain = self._search(rows)
         while True:
-            codes = self._quantize(rows, gain)[0].to(torch.int16)
+            codes = block_codes(rows, self._cells, _scale(gain))
             streams = codes.view(heads, dim, batch, tokens).permute(2, 0, 3, 1).flatten(0, 1)
             coded = encode_streams(streams.contiguous(), self.tables, BLOCK, lanes=LANES)
             lengths = coded.lengths.view(torch.int16).view(batch, heads, -1).mT.contiguous()
@@ -160,12 +160,14 @@ class EntropyCodec:
         """The least gain of each block whose ideal bits fit, int64 ``(blocks,)``."""
         room = 16 * self.words - self.basis.heads * LANES * LANE_BITS
         low = torch.full((rows.shape[1],), LOWEST)
-        high = torch.full_like(low, HIGHEST)  # always fits: see _quantize
+        high = torch.full_like(low, HIGHEST)  # always fits: see _scale
         gain, open_ = torch.zeros_like(low), torch.ones_like(low, dtype=torch.bool)
         bits = torch.zeros_like(low, dtype=torch.float64)
         trial = 0
         while bool(open_.any()):
-            bits[open_] = self._quantize(rows[:, open_], gain[open_])[1]
+            which = open_.nonzero()[:, 0]
+            costs = block_costs(rows, self._cells, _scale(gain[which]), which)
+            bits[which] = costs.double() / BIT
             fits = bits <= room
             low = torch.where(open_ & ~fits, gain, low)
             high = torch.where(open_ & fits, gain, high)
@@ -178,22 +180,6 @@ class EntropyCodec:
             gain = torch.where(open_, middle, gain)
             trial += 1
         return high
-
-    def _quantize(self, rows: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes ``(coordinates, blocks, 64)`` and the ideal bits of each block.
-
-        At the highest gain a block is lost: it takes its cheapest codes, and decodes to the mean.
-        """
-        y = rows * torch.exp2(-gain / OCTAVE)[:, None]
-        places = torch.searchsorted(self._edges, y.flatten(1).contiguous())
-        lost = (gain >= HIGHEST).repeat_interleave(BLOCK)
-        places = torch.where(lost, self._lengths.argmin(dim=1)[:, None], places)
-        bits = self._lengths.gather(1, places).view(y.shape)
-        codes = (places - self._radius).view(y.shape).float()
-        far = (y.abs() > self._radius + 0.5) & (gain < HIGHEST)[:, None]
-        codes = torch.where(far, y.round().clamp(-LARGEST_CODE, LARGEST_CODE), codes)
-        bits = torch.where(far, self._escaped[:, None, None], bits)
-        return codes, bits.double().sum(dim=(0, 2))
 
     @cached_property
     def _radius(self) -> int:
@@ -227,8 +213,18 @@ class EntropyCodec:
         return bits[self.tables.index.cpu().long().flatten()]
 
     @cached_property
-    def _edges(self) -> Tensor:
-        return cell_edges(self._levels, self._lengths, self.dead_zone)
+    def _cells(self) -> Cells:
+        """Cells of the coordinates; costs in whole parts of a bit."""
+        costs, escaped = ((each * BIT).round().int() for each in (self._lengths, self._escaped))
+        return Cells(cell_edges(self._levels, self._lengths, self.dead_zone), costs, escaped)
+
+
+def _scale(gain: Tensor) -> Tensor:
+    """Factor of the values of a block; 0 at the highest gain, where the block is lost.
+
+    It takes its cheapest codes then, and decodes to the mean.
+    """
+    return torch.exp2(-gain / OCTAVE).where(gain < HIGHEST, 0.0)
 
 
 def overhead_bits(heads: int, dim: int) -> float:
