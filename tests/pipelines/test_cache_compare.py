@@ -241,3 +241,19 @@ def test_windows_too_short_names_taken_and_a_second_run_are_refused(bench, plan)
     folder = work_folder(bench, plan)
     with cache_compare.FileLock(folder / ".lock"), pytest.raises(OutputError, match="another run"):
         compare_caches(bench, plan)
+
+
+def test_every_method_of_gonio_takes_part_and_scores_the_same_again(bench, tmp_path):
+    """Codecs fitted just now, then those read from where they were kept."""
+    plan = CacheComparison(
+        methods=tuple(METHODS), peers=(), protocols=("teacher-forced",), work=tmp_path
+    )
+    small = replace(bench, evaluation=bench.evaluation[:1])
+    tables = []
+    for _ in range(2):
+        found = compare_caches(small, plan).tables["methods"].set_index("method")
+        assert (found["status"] == "ok").all(), found["message"].tolist()
+        (work_folder(small, plan) / "scores.json").unlink()
+        tables.append(found)
+    pd.testing.assert_frame_equal(*tables)
+    assert found.loc["entropy K2.6 V4", "key_bits"] == pytest.approx(2.6, abs=0.3)

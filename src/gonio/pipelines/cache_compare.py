@@ -239,7 +239,7 @@ def _calibrated(name: str, work: Path, samples: _Samples, seed: int) -> CacheCod
     learn = samples.get(metrics=options["method"] in TRANSFORMS)
     codec = calibrate_from_samples(learn, seed=seed, **options)
     codec.save(path)
-    return codec
+    return load_codec(path)  # as a later run does: side data lies otherwise in a fitted one
 
 
 def _run(

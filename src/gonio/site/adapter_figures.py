@@ -199,6 +199,7 @@ def _null_labels(nulls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             **start,
             "layer": start["layer"] + (end["layer"] - start["layer"]) * (place + 0.5) / len(starts),
+            "at": ["left", "center", "right"][(place > 0) + (0 < place == len(starts) - 1)],
         }
         for place, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]

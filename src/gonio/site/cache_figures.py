@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gonio.site.charts import (
-    TWO_LINES,
     are_bounded,
     chance_rule,
     color_by,
@@ -14,6 +13,7 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    label_axis,
     log_ticks,
     series_marks,
     shape_by,
@@ -233,7 +233,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _say(protocol: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mine = [f"{r['method']} {show(r['perplexity'])}" for r in rows if r["protocol"] == protocol]
-    return f"{protocol}: {', '.join(mine)}."
+    return f"{protocol[0].upper()}{protocol[1:]}: {', '.join(mine)}."
 
 
 def _chart(
@@ -248,7 +248,7 @@ def _chart(
             type="nominal",
             sort=list(methods),
             title=None,
-            axis=alt.Axis(labelLimit=170, labelExpr=TWO_LINES, grid=True),
+            axis=label_axis(),
         ),
         yOffset=alt.YOffset("protocol", type="nominal", sort=list(legend)),
         color=color_by("protocol", legend),

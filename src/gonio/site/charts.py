@@ -12,7 +12,6 @@ from typing import Any
 
 __all__ = [
     "SHAPES",
-    "TWO_LINES",
     "are_bounded",
     "chance_band",
     "chance_rule",
@@ -21,6 +20,7 @@ __all__ = [
     "finish",
     "focus_opacity",
     "focus_param",
+    "label_axis",
     "layer_axis",
     "log_ticks",
     "series_marks",
@@ -30,7 +30,7 @@ __all__ = [
 
 SHAPES = ("circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right")
 # Label of an axis: a long name goes on in a second line after its last comma.
-TWO_LINES = (
+_TWO_LINES = (
     "length(datum.label) > 27 "
     "? split(replace(datum.label, regexp(', ([^,]*)$'), '|$1'), '|') : datum.label"
 )
@@ -92,6 +92,21 @@ def layer_axis(title: str = "layer") -> Any:
             grid=False,
             labelFlush=False,
         ),
+    )
+
+
+def label_axis(lines: str = _TWO_LINES, *, grid: bool = True) -> Any:
+    """An axis of names, each beside the middle of its row, whatever its number of lines.
+
+    Args:
+        lines: Vega expression for the label, text or an array of lines.
+        grid: Whether the rows have lines.
+    """
+    import altair as alt
+
+    offset = f"isArray({lines}) ? 6 - 6 * length({lines}) : 0"  # Vega centers the first line only
+    return alt.Axis(
+        grid=grid, labelLimit=170, labelExpr=lines, labelOffset=alt.ExprRef(expr=offset)
     )
 
 

@@ -325,8 +325,10 @@ def _center_chart(
             type="nominal",
             sort=lines,
             title=None,
-            # Two lines per label: model, then what was measured.
-            axis=alt.Axis(grid=False, labelLimit=170, labelExpr="split(datum.label, ', ')"),
+            # Model, then what was measured, which may take two lines.
+            axis=label_axis(
+                "split(replace(datum.label, ' rotary', ', rotary'), ', ')", grid=False
+            ),
         ),
         yOffset=alt.YOffset("center", type="nominal", sort=list(legend)),
         color=color_by("center", legend),
@@ -350,7 +352,7 @@ def _center_chart(
         .encode(x=alt.X("none", type="quantitative"))
     )
     chart = alt.layer(zero, spans, dots).add_params(focus_param())
-    return finish(chart, height=max(80, 38 * len(lines)), description=words)
+    return finish(chart, height=max(80, 42 * len(lines)), description=words)
 
 
 def _moment_chart(

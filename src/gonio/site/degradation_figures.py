@@ -13,6 +13,7 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    label_axis,
     log_ticks,
     series_marks,
     shape_by,
@@ -226,7 +227,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str)
             type="quantitative",
             title=f"{rows[0]['by']} (log scale)",
             scale=scale,
-            axis=alt.Axis(values=ticks, format="d", grid=False, labelOverlap=True),
+            axis=alt.Axis(values=ticks, format=",d", grid=False, labelOverlap=True),
         ),
         color=color_by("method", legend),
     )
@@ -235,7 +236,7 @@ def _chart(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str)
         type="quantitative",
         title="perplexity over full",
         scale=y_scale,
-        axis=alt.Axis(values=log_ticks(1, 10 * max(ratios)), format="~g", labelOverlap=True),
+        axis=alt.Axis(values=log_ticks(1, 10 * max(ratios)), format=",~g", labelOverlap=True),
     )
     bars = (
         base.transform_filter("isValid(datum.low) && isValid(datum.high)")
@@ -277,9 +278,7 @@ def _pair_chart(
             type="nominal",
             sort=pairs,
             title=None,
-            axis=alt.Axis(
-                grid=True, labelLimit=170, labelExpr=f"split(replace({label}, ' / ', '|'), '|')"
-            ),
+            axis=label_axis(f"split(replace({label}, ' / ', '|'), '|')"),
         ),
         yOffset=alt.YOffset("panel", type="nominal", sort=list(legend)),
         color=color_by("panel", legend),
@@ -299,7 +298,7 @@ def _pair_chart(
             type="quantitative",
             scale=scale,
             title="perplexity, first over second",
-            axis=alt.Axis(values=ticks, format="~g", labelOverlap=True),
+            axis=alt.Axis(values=ticks, format=",~g", labelOverlap=True),
         ),
         shape=shape_by("panel", legend),
         opacity=focus_opacity("panel"),

@@ -325,7 +325,15 @@ def _convergence_chart(
         "iteration",
         type="quantitative",
         scale=alt.Scale(nice=False, padding=6),
-        axis=alt.Axis(tickMinStep=1, tickCount=10, grid=False, labelFlush=False, format="d"),
+        axis=alt.Axis(
+            tickMinStep=1,
+            tickCount=10,
+            grid=False,
+            labelFlush=False,
+            labelOverlap=True,
+            labelSeparation=4,
+            format="d",
+        ),
     )
     base = alt.Chart(data_of(rows)).encode(
         x=x_axis, color=color_by("start", legend), opacity=focus_opacity("start")

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import (
-    TWO_LINES,
     color_by,
     data_of,
     finish,
     focus_opacity,
     focus_param,
+    label_axis,
     tooltips,
 )
 from gonio.site.collection import SiteRecord
@@ -191,7 +191,7 @@ def _chart(
                 type="nominal",
                 sort=methods,
                 title=None,
-                axis=alt.Axis(grid=False, labelLimit=170, labelExpr=TWO_LINES),
+                axis=label_axis(grid=False),
             ),
             x=alt.X(
                 "from",
@@ -242,9 +242,15 @@ def _check_chart(rows: Sequence[Mapping[str, Any]], words: str) -> dict[str, Any
                 type="nominal",
                 sort=[row["method"] for row in rows],
                 title=None,
-                axis=alt.Axis(grid=True, labelLimit=170, labelExpr=TWO_LINES),
+                axis=label_axis(),
             ),
-            x=alt.X("ratio", type="quantitative", title="allocated over reported", scale=scale),
+            x=alt.X(
+                "ratio",
+                type="quantitative",
+                title="allocated over reported",
+                scale=scale,
+                axis=alt.Axis(tickCount=5),
+            ),
             tooltip=tooltips(
                 _CHECK, {"tokens": "d"} | dict.fromkeys(("reported", "allocated", "ratio"), ".4~g")
             ),

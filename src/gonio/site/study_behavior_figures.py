@@ -273,5 +273,6 @@ def _bars(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str) 
         .mark_rule(style="chance")
         .encode(x=alt.X("all", type="quantitative"))
     )
-    layers = [bars, intervals.encode(x=alt.X("low", type="quantitative"), x2=alt.X2("high")), whole]
-    return finish(alt.layer(*layers), height=40 * len(labels) + 10, description=words)
+    intervals = intervals.encode(x=alt.X("low", type="quantitative"), x2=alt.X2("high"))
+    bounds = [intervals] if are_bounded(points) else []
+    return finish(alt.layer(bars, *bounds, whole), height=40 * len(labels) + 10, description=words)

@@ -311,15 +311,14 @@ def _width_chart(
             {"width": "d", "stable_rank": ".4~g"},
         ),
     )
-    chart = alt.layer(
-        nulls.encode(y=alt.Y("chance", type="quantitative", scale=scale)),
-        bars.encode(
-            y=alt.Y("low", type="quantitative", scale=scale),
-            y2=alt.Y2("high"),
-            opacity=focus_opacity("series", 0.6),
-        ),
-        marks,
-    ).add_params(focus_param())
+    nulls = nulls.encode(y=alt.Y("chance", type="quantitative", scale=scale))
+    bars = bars.encode(
+        y=alt.Y("low", type="quantitative", scale=scale),
+        y2=alt.Y2("high"),
+        opacity=focus_opacity("series", 0.6),
+    )
+    bounds = [bars] if are_bounded(points) else []
+    chart = alt.layer(nulls, *bounds, marks).add_params(focus_param())
     return finish(chart, height=280, description=words)
 
 

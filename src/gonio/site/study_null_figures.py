@@ -270,16 +270,14 @@ def _dots(rows: _Rows, legend: Sequence[str], title: str, words: str) -> dict[st
             {"value": ".4~g", "chance": ".4~g"},
         ),
     )
-    chart = alt.layer(
-        nulls,
-        bars.encode(
-            x=alt.X("low", type="quantitative", scale=scale),
-            x2=alt.X2("high"),
-            color=color_by("series", legend),
-            opacity=focus_opacity("series", 0.6),
-        ),
-        marks,
-    ).add_params(focus_param())
+    bars = bars.encode(
+        x=alt.X("low", type="quantitative", scale=scale),
+        x2=alt.X2("high"),
+        color=color_by("series", legend),
+        opacity=focus_opacity("series", 0.6),
+    )
+    bounds = [bars] if are_bounded(points) else []
+    chart = alt.layer(nulls, *bounds, marks).add_params(focus_param())
     return finish(chart, height=(14 + 8 * lanes) * len(labels) + 10, description=words)
 
 
