@@ -13,10 +13,12 @@ Run: python benchmarks/rans.py [--layers 30] [--heads 8] [--tokens 4096] [--bloc
 import argparse
 import bz2
 import lzma
+import os
 import statistics
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -25,6 +27,8 @@ from torch import Tensor
 
 from gonio.kernels import kernel_status
 from gonio.kernels.entropy import BlockWords, decode_levels, encode_streams
+from gonio.kvcache.options import resolve_options
+from gonio.kvcache.transform_fit import fit_entropy_codecs
 from gonio.quant.code_tables import CodeTables, count_codes, entropy_bits, fit_tables
 from gonio.quant.rans import EncodedBlocks, decode_blocks, encode_blocks
 
@@ -58,6 +62,7 @@ def main() -> None:
     for lanes in (4, 16):
         rate(f"one layer a call, {lanes} lanes", layer, shared, chosen.block, lanes)
     compiled(layer, own, chosen.block)
+    whole_codec()
     compressors(layer)
 
 
@@ -125,6 +130,42 @@ def compiled(layer: Tensor, tables: CodeTables, block: int) -> None:
             f"{2 * million / median:.0f} MB/s of float16; array operations {million / other:.1f} "
             f"Msym/s, {other / best:.0f} times as long"
         )
+
+
+def whole_codec() -> None:
+    """The codec of one layer, vectors to stored words and back: 3 heads, 2 bits, 1,984 tokens."""
+    draws = torch.Generator().manual_seed(0)
+    size = torch.linspace(3, 0.05, DIM)
+    vectors = [torch.randn((4, 3, tokens, DIM), generator=draws) * size for tokens in (512, 1984)]
+    metric = torch.eye(DIM).double().repeat(3, 1, 1)
+    options = resolve_options("entropy", "values", {})
+    (codec,) = fit_entropy_codecs(2.0, [vectors[0]], [metric], options)
+    x = vectors[1][:1]
+    levels = {"compiled": "", "array operations": "reference"}
+    stored = {}
+    for name, level in levels.items():
+        with forced(level):
+            stored[name] = codec.encode(x)
+            encoding, decoding = (
+                1e3 * timed(run)[1]
+                for run in (lambda: codec.encode(x), lambda: codec.decode(stored["compiled"]))
+            )
+        print(f"codec of one layer, {name}: encode {encoding:.1f} ms, decode {decoding:.1f} ms")
+    first, second = stored.values()
+    if not all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors):
+        raise SystemExit("stored words differ")
+
+
+@contextmanager
+def forced(level: str) -> Iterator[None]:
+    """Kernels of a level; the best ones for an empty name."""
+    before = os.environ.pop("GONIO_KERNELS", None)
+    if level:
+        os.environ["GONIO_KERNELS"] = level
+    yield
+    os.environ.pop("GONIO_KERNELS", None)
+    if before is not None:
+        os.environ["GONIO_KERNELS"] = before
 
 
 def parts(encoded: EncodedBlocks) -> str:

@@ -40,7 +40,7 @@ __all__ = ["AllocationPlan", "allocate_cache"]
 Counts = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]
 
-START_BITS = 2.25  # where a search for a quality begins, and its sharing is found
+START_BITS = 1.75  # where a search for a quality begins, and its sharing is found
 _LENGTH = 4096  # tokens at which stored bits are stated
 
 
