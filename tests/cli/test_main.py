@@ -1,6 +1,7 @@
 """The command line as a user meets it: help, exit codes, messages, streams."""
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 
 import gonio
 from gonio.cli.main import cli
+from gonio.cli.output import _short
 
 BAD_INPUT = {
     "unknown model": ["cache", "observe", "no-such-model"],
@@ -137,3 +139,10 @@ def test_a_reader_that_goes_away_is_no_error():
     )
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
+
+
+def test_tables_hold_numbers_of_every_kind():
+    cells = [None, True, "word", 3, 2.0, 1.23456, 1e300, math.nan, math.inf, -math.inf]
+    assert [_short(cell) for cell in cells] == [
+        *("", "True", "word", "3", "2", "1.235", "1e+300", "", "inf", "-inf"),
+    ]

@@ -272,7 +272,7 @@ def _short(value: Any) -> str:
     number = float(value)
     if math.isnan(number):
         return ""
-    if number == int(number) and abs(number) < 1e15:
+    if abs(number) < 1e15 and number == int(number):
         return f"{int(number)}"
     return f"{number:.4g}"
 
