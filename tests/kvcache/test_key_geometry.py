@@ -211,6 +211,47 @@ def test_a_sink_planted_in_a_model_is_found(make_model, tokens):
     assert not (plain["criterion"] == "attention").any()
 
 
+def test_leading_tokens_are_means_of_the_models_own_attention_and_norms(make_model, tokens):
+    """Attention from transformers, norms from the sample, which holds every token."""
+    model = make_model("gpt2")
+    length = tokens.shape[1]
+    settings = SinkSettings(queries=length, least_queries=4)
+    found = observe_attention(
+        model, tokens, ObservationSettings(samples=tokens.numel(), sinks=settings)
+    )
+    table = found.leading_tokens
+    assert table["position"].tolist() == [*range(8)] * found.layout.num_layers
+    model.set_attn_implementation("eager")
+    weights = model(tokens, output_attentions=True).attentions
+    for layer, each in enumerate(weights):
+        mine = table[table["layer"] == layer]
+        for at in range(8):
+            received = each[:, :, at + 1 :, at].double().mean().item()
+            assert mine["attention"].iloc[at] == pytest.approx(received, rel=1e-4)
+            even = np.mean([1 / (row + 1) for row in range(at + 1, length)])
+            assert mine["chance"].iloc[at] == pytest.approx(even)
+        for stage, column in (("key_post", "key_norm"), ("value", "value_norm")):
+            norms = found.samples[stage][layer].double().norm(dim=-1)  # (heads, all tokens)
+            logs = torch.zeros(8).double()
+            for window in range(len(tokens)):
+                inside = norms[:, found.windows == window]
+                order = found.positions[found.windows == window].argsort()
+                ratios = inside[:, order] / inside.median(dim=1, keepdim=True).values
+                logs += ratios[:, :8].log().mean(dim=0) / len(tokens)
+            np.testing.assert_allclose(mine[column], logs.exp().numpy(), rtol=1e-4)
+
+
+def test_leading_tokens_of_short_windows(make_model, tokens):
+    """Three positions; none is followed by four queries, so none is judged by attention."""
+    short = tokens[:, :3]
+    table = observe_attention(
+        make_model("gpt2"), short, ObservationSettings(sinks=SinkSettings())
+    ).leading_tokens
+    assert sorted(set(table["position"])) == [0, 1, 2]
+    assert table["attention"].isna().all()
+    assert (table["key_norm"] > 0).all()
+
+
 def test_norm_outliers_are_those_far_from_the_median(rng):
     vectors = gaussian(rng, 2, 50)
     vectors = vectors / vectors.norm(dim=-1, keepdim=True)

@@ -245,6 +245,19 @@ def test_excess_over_the_limits_of_normal_vectors(rng):
         assert (table["over_gaussian"] - table["over_shannon"]).abs().max() < 0.3
 
 
+def test_repeated_vectors_have_no_shannon_bound(rng, recwarn):
+    """As values of a first layer have that are those of the token alone: no density."""
+    samples = make_samples(rng, windows=16)
+    codec = calibrate_from_samples(samples, method="transform", bits=3, metric="local")
+    few = samples.keys[0][:, :, :3].repeat(1, 1, 100, 1)[:, :, : samples.keys[0].shape[2]]
+    repeated = dataclasses.replace(samples, keys=(few, *samples.keys[1:]))
+    table = excess_over_limit(codec.keys, repeated)
+    assert table["over_shannon"].isna().tolist() == [True, False]
+    assert table["shannon"].isna().tolist() == [True, False]
+    assert table["over_gaussian"].notna().all()
+    assert not recwarn.list
+
+
 def test_wrong_settings_are_refused(samples):
     with pytest.raises(SettingError, match="metric must be one of"):
         calibrate_from_samples(samples, method="entropy", bits=2, metric="euclid")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import differential_entropy
@@ -188,7 +189,9 @@ def excess_over_limit(
     Returns:
         One row per layer: ``layer``, ``bits`` (stored, per element), ``error`` (mean squared, per
         token and head), ``gaussian`` and ``shannon`` (the same at the limits), and the excess over
-        them in dB, ``over_gaussian`` and ``over_shannon``.
+        them in dB, ``over_gaussian`` and ``over_shannon``. The ``shannon`` columns are NaN where
+        values repeat so often that no density can be estimated: values of a first layer that are
+        those of the token alone.
 
     Raises:
         DataError: The samples do not fill a block.
@@ -233,12 +236,17 @@ def _span(codec: TensorCodec) -> Span:
 
 
 def _limit(variances: Tensor, bits: float) -> float:
+    if bool(variances.isnan().any()):
+        return math.nan
     return float(reverse_water_filling(variances.double(), bits).distortion.sum())
 
 
 def _entropy_powers(rows: Tensor) -> Tensor:
-    entropy = torch.from_numpy(differential_entropy(rows.double().numpy(), axis=1, base=2))
-    return (2 * entropy).exp2() / (2 * math.pi * math.e)
+    """Of each coordinate; all NaN where one has no density."""
+    with np.errstate(divide="ignore"):  # spacings of repeated values are 0
+        entropy = torch.from_numpy(differential_entropy(rows.double().numpy(), axis=1, base=2))
+    powers = (2 * entropy).exp2() / (2 * math.pi * math.e)
+    return powers if bool(torch.isfinite(entropy).all()) else torch.full_like(powers, torch.nan)
 
 
 def _bases(

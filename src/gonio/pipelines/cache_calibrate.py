@@ -135,16 +135,17 @@ def _limits(
 def _limit_values(limits: pd.DataFrame | None) -> list[Value]:
     if limits is None:
         return []
-    return [
-        make_value(
-            f"{part}_over_{name}",
-            10 * math.log10(rows["error"].sum() / rows[name].sum()),
-            unit="dB",
-            note=f"error of all layers over the {limit}, {rows['tokens'].iloc[0]} held-out tokens",
-        )
-        for part, rows in limits.groupby("part", sort=False)
-        for name, limit in _LIMITS.items()
-    ]
+    values = []
+    for name, limit in _LIMITS.items():
+        for part, rows in limits.dropna(subset=[name]).groupby("part", sort=False):
+            excess = 10 * math.log10(rows["error"].sum() / rows[name].sum())
+            left_out = int((limits["part"] == part).sum()) - len(rows)
+            note = f"error of {'all' if not left_out else len(rows)} layers over the {limit}, "
+            note += f"{rows['tokens'].iloc[0]} held-out tokens"
+            if left_out:
+                note += f"; {left_out} of repeated values have none"
+            values.append(make_value(f"{part}_over_{name}", excess, unit="dB", note=note))
+    return values
 
 
 def _length_row(codec: CacheCodec, length: int) -> dict[str, float]:

@@ -165,7 +165,8 @@ def _totals(entry: SiteRecord) -> list[dict[str, Any]]:
     """One row per part: sums over layers, as means per layer in dB."""
     frame: pd.DataFrame = entry.table("limits", (*_COLUMNS, "over_shannon"))
     rows = []
-    for part, mine in frame.groupby("part", sort=False):
+    known = frame.dropna(subset=list(_FIELDS.values()))
+    for part, mine in known.groupby("part", sort=False):
         sums = {name: float(mine[name].mean()) for name in _FIELDS.values()}
         db = {name: 10 * math.log10(value) for name, value in sums.items() if value > 0}
         if len(db) < len(sums):
