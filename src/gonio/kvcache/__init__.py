@@ -32,6 +32,8 @@ from gonio.kvcache.observation import Observation, ObservationSettings, observe_
 from gonio.kvcache.options import CodecOptions
 from gonio.kvcache.packed_attention import use_packed_attention
 from gonio.kvcache.packed_codec import PackedTransformCodec
+from gonio.kvcache.positions import PositionWarning
+from gonio.kvcache.pre_rope_codec import PreRopeCodec
 from gonio.kvcache.recall import RecallSettings, random_passages, recall_probes, summarize_recall
 from gonio.kvcache.refined_codec import RefinedCodec
 from gonio.kvcache.residual_sign_codec import ResidualSignCodec
@@ -68,6 +70,8 @@ __all__ = [
     "Observation",
     "ObservationSettings",
     "PackedTransformCodec",
+    "PositionWarning",
+    "PreRopeCodec",
     "RankCorrection",
     "RecallSettings",
     "RefinedCodec",
