@@ -1,22 +1,30 @@
 """Many adapters measured by each engine: equal tables first, then adapters and MB per second.
 
 Writes adapters of SmolLM2-135M's shapes (30 layers, 7 projections) with random factors to a
-temporary folder. The first line is how fast their files can be read at all.
+temporary folder. The first lines are how fast their files can be read at all (they were just
+written, so mostly from memory) and what one adapter's steps take; the one of a single worker also
+says how much memory the fleet took beyond those steps, which hold two adapters.
 
 Run: python benchmarks/fleet.py [--adapters 50] [--rank 16] [--workers 2] [--engines local ray]
 """
 
 import argparse
 import json
+import resource
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
 from safetensors.torch import save_file
 
+from gonio.adapters import load_adapter, spectrum_table
+from gonio.adapters.batches import spectra_of
 from gonio.pipelines.fleet import inspect_fleet
+from gonio.records import file_input
 
 SHAPES = {
     "self_attn.q_proj": (576, 576),
@@ -56,6 +64,8 @@ def _report(root: Path, options: argparse.Namespace) -> None:
         f"each, {megabytes:.0f} MB, float32 factors, float64 spectra, CPU"
     )
     _line("plain read", options.adapters, megabytes, time.perf_counter() - started)
+    _steps([file.parent for file in files[:10]])
+    peak = _peak()
     runs = [("local", 1), *(("local", n) for n in (options.workers,) if "local" in options.engines)]
     runs += [("ray", options.workers)] if "ray" in options.engines else []
     expected = None
@@ -67,6 +77,35 @@ def _report(root: Path, options: argparse.Namespace) -> None:
             expected = modules
         pd.testing.assert_frame_equal(modules, expected, rtol=1e-10)
         _line(f"{engine}, {workers} worker(s)", options.adapters, megabytes, seconds)
+        if (engine, workers) == ("local", 1):
+            print(f"  memory at most {_peak() - peak:.0f} MB above the peak of those steps")
+
+
+def _peak() -> float:
+    """Most memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _steps(folders: list[Path]) -> None:
+    """Milliseconds that each step takes of an adapter, the median over some."""
+    adapters = [load_adapter(folder) for folder in folders[:2]]
+
+    def median(step: Callable[[int], object]) -> float:
+        times = []
+        for number in range(len(folders)):
+            started = time.perf_counter()
+            step(number)
+            times.append(time.perf_counter() - started)
+        return 1e3 * statistics.median(times)
+
+    steps: dict[str, Callable[[int], object]] = {
+        "read and hash": lambda i: file_input(folders[i] / "adapter_model.safetensors", "file"),
+        "read and check": lambda i: load_adapter(folders[i]),
+        "singular values": lambda i: list(spectra_of(list(adapters[i % 2].updates.values()))),
+        "whole table": lambda i: spectrum_table(adapters[i % 2]),
+    }
+    found = ", ".join(f"{name} {median(step):.0f}" for name, step in steps.items())
+    print(f"  ms of one adapter: {found} (the table with its singular values)")
 
 
 def _line(name: str, adapters: int, megabytes: float, seconds: float) -> None:

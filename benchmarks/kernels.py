@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gonio.kernels import CodePlan, attention, encode, kernel_status, make_plan, scores
+from gonio.kernels import CodePlan, attend, encode, kernel_status, make_plan, scores
 from gonio.kernels.native import LEVELS, available_levels, native_library
 from gonio.kernels.ops import scores_into
 from gonio.kernels.threads import run_together
@@ -139,10 +139,8 @@ def run_attention(dim: int, chosen: argparse.Namespace, rng: torch.Generator) ->
     values = pack("values", [2], dim, tokens, rng)
 
     def fused(tokens: int, level: str) -> Tensor:
-        data = keys.data, values.data
-        out, _, total = attention(
-            scaled, *data, keys.tensors, values.tensors, None, None, 0.0, tokens, False, level
-        )
+        data, plans = (keys.data, values.data), (keys.plan, values.plan)
+        out, _, total = attend(scaled, data, plans, tokens, level=level)
         return out / total[..., None]
 
     some = min(CHECKED, tokens)
@@ -187,22 +185,22 @@ def run_levels(chosen: argparse.Namespace, rng: torch.Generator) -> None:
 def run_threads(chosen: argparse.Namespace, rng: torch.Generator) -> None:
     """Two threads against one, by the clock on the wall and in seconds of all processors.
 
-    What two threads gain of a loop over 256 kB says whether two processors are free at all; what
-    they spend in all says, on a busy machine too, what splitting the work costs.
+    What two threads gain of reading 256 MB says how much more memory gives to two processors than
+    to one; what they spend in all says, on a busy machine too, what splitting the work costs.
     """
     before = torch.get_num_threads()
-    small = torch.zeros(1 << 18, dtype=torch.uint8)
+    large = torch.ones(1 << 28, dtype=torch.uint8)
 
-    def loop(level: str) -> None:
+    def reading(level: str) -> None:
         del level
-        parts = torch.get_num_threads()
-        run_together([lambda: [read(small) for _ in range(400 // parts)] for _ in range(parts)])
+        run_together([partial(read, part) for part in large.chunk(torch.get_num_threads())])
 
     def with_threads(count: int, job: Callable[[str], object]) -> None:
         torch.set_num_threads(count)
         job(chosen.level)
 
-    for name, job in {"loop": loop, **two_bit_jobs(chosen.dims[0], chosen.tokens, rng)}.items():
+    kernels = two_bit_jobs(chosen.dims[0], chosen.tokens, rng)
+    for name, job in {"reading 256 MB": reading, **kernels}.items():
         jobs = {str(count): partial(with_threads, count, job) for count in (1, 2)}
         wall = alternate(jobs, chosen.rounds, clock=time.perf_counter)
         spent = alternate(jobs, chosen.rounds, clock=time.process_time)
@@ -216,11 +214,10 @@ def two_bit_jobs(dim: int, tokens: int, rng: torch.Generator) -> dict[str, Calla
     query = torch.randn(1, HEADS, GROUP, dim, generator=rng)
     keys, values = (pack(kind, [2], dim, tokens, rng) for kind in ("keys", "values"))
     out = torch.empty(1, HEADS, GROUP, tokens)
-    plans = keys.tensors, values.tensors
+    plans = keys.plan, values.plan
 
     def fused(level: str) -> object:
-        scaled, data = query * dim**-0.5, (keys.data, values.data)
-        return attention(scaled, *data, *plans, None, None, 0.0, tokens, False, level)
+        return attend(query * dim**-0.5, (keys.data, values.data), plans, tokens, level=level)
 
     return {
         "scores": lambda level: scores_into(out, query, keys.data, keys.plan, level=level),

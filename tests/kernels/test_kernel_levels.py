@@ -16,10 +16,10 @@ from gonio.kernels import (
     scores,
 )
 
-from .conftest import MIXES, make_layer
+from .conftest import MIXES, Layer, make_layer, needs_triton
 
 COMPILED = [level for level in available_levels() if level != "reference"]
-LENGTHS = [0, 1, 63, 64, 65, 511, 513, 700]
+LENGTHS = [0, 1, 63, 64, 65, 1023, 1025, 2060]  # tiles have 1,024 tokens
 SHAPES = st.tuples(
     st.sampled_from(sorted(MIXES)),
     st.integers(1, 3),  # heads
@@ -130,6 +130,42 @@ def test_attention_is_that_of_the_reference(shape, sharpness, softcap, masked):
             assert error <= limit * (1 + sharpness * layer.dim**0.5) * layer.levels.abs().max()
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_that_would_fill_pages_have_one_line_more(bits, compiled_level, rng):
+    check_blocks_of_pages(bits, compiled_level, rng)
+
+
+@needs_triton
+@pytest.mark.slow
+def test_triton_steps_over_that_line(rng):
+    check_blocks_of_pages(8, "triton", rng)
+
+
+def check_blocks_of_pages(bits, level, rng):
+    """64 bytes of zero behind each block, which every level steps over."""
+    count = 512 // bits
+    levels = torch.randn(count, 1 << bits, generator=rng).sort().values.flatten()
+    layer = Layer(2, count // 2, torch.full((count,), bits), levels)
+    vectors, query = torch.randn(count, 70, generator=rng), torch.ones(1, 2, 1, count // 2)
+    codes, plans = [], []
+    for kind in ("keys", "values"):
+        plan = layer.plan(kind)
+        data = pack(layer, kind, vectors, 1, level=level)
+        assert data.shape == (1, 2, 4096 + 64)
+        assert plan.bits_per_element == bits * 4160 / 4096
+        assert torch.equal(data, pack(layer, kind, vectors, 1))
+        assert (data[..., -64:] == 0).all()
+        rows = decode(data, plan.tensors, kind == "keys", 70, level)
+        assert torch.equal(rows, layer.nearest(vectors))
+        codes.append(data)
+        plans.append(plan.tensors)
+    exact, found = (
+        normalized(attention(query * 0.1, *codes, *plans, None, None, 0.0, 70, False, which))
+        for which in ("reference", level)
+    )
+    assert (found - exact).norm() <= 0.02 * exact.norm()
+
+
 @settings(max_examples=25)
 @given(shape=SHAPES, how=st.sampled_from(["transposed", "every second", "in a frame"]))
 def test_strides_change_nothing(shape, how):
@@ -194,16 +230,16 @@ def test_few_heavy_tokens_do_not_drown_the_many(level, rng):
 def test_each_row_has_heavy_tokens_of_its_own(heavy_rows, mix, level, rng):
     """Rows that need a second byte of weight beside rows that do not, in one tile."""
     layer = make_layer(mix, 2, 32, rng)
-    vectors = torch.randn(64, 700, generator=rng)
-    mask = torch.zeros(1, 4, 700)
+    vectors = torch.randn(64, 1300, generator=rng)
+    mask = torch.zeros(1, 4, 1300)
     for row in heavy_rows:
-        mask[0, row] = -6.55
+        mask[0, row] = -7.2
         mask[0, row, 100 + row] = 0
     keys, values = (pack(layer, kind, vectors, 1) for kind in ("keys", "values"))
     plans = layer.plan("keys").tensors, layer.plan("values").tensors
     query = torch.randn(1, 2, 4, 32, generator=rng) * 0.02
     expected, found = (
-        normalized(attention(query, keys, values, *plans, None, mask, 0.0, 700, False, which))
+        normalized(attention(query, keys, values, *plans, None, mask, 0.0, 1300, False, which))
         for which in ("reference", level)
     )
     error = (found - expected).norm(dim=-1) / expected.norm(dim=-1)

@@ -81,19 +81,19 @@ def attend(
     ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
     out = torch.empty((len(ranges), batch, heads, rows, values.dim), dtype=F32)
     most, total = (torch.empty((len(ranges), batch, heads, rows), dtype=F32) for _ in range(2))
-    with plan_pointer(keys) as packed_keys, plan_pointer(values) as packed_values:
+    packed = plan_pointer(keys), plan_pointer(values)
 
-        def part(index: int) -> None:
-            native_call(
-                "gonio_attention",
-                *(packed_keys, packed_values, *(pointer(each, torch.uint8) for each in data)),
-                *(batch, data[0].shape[1], tokens, pointer(query, F32), rows),
-                *(pointer(bias, F32), pointer(mask, F32), 0 if mask is None else mask.shape[1]),
-                *(softcap, *ranges[index], int(precise), LEVELS.index(chosen)),
-                *(pointer(each[index], F32) for each in (out, most, total)),
-            )
+    def part(index: int) -> None:
+        native_call(
+            "gonio_attention",
+            *(*packed, *(pointer(each, torch.uint8) for each in data)),
+            *(batch, data[0].shape[1], tokens, pointer(query, F32), rows),
+            *(pointer(bias, F32), pointer(mask, F32), 0 if mask is None else mask.shape[1]),
+            *(softcap, *ranges[index], int(precise), LEVELS.index(chosen)),
+            *(pointer(each[index], F32) for each in (out, most, total)),
+        )
 
-        run_together([partial(part, index) for index in range(len(ranges))])
+    run_together([partial(part, index) for index in range(len(ranges))])
     return merge_attention(list(zip(out, most, total, strict=True)))
 
 

@@ -3,7 +3,8 @@
 Coordinates of 1 to 4 bits share nibbles (4, 3 + 1, 2 + 2, 2 + 1 + 1 or 1 + 1 + 1 + 1 bits), so that
 one table of 16 numbers answers for a whole nibble; coordinates of 5 to 8 bits take a byte each and
 those of none are constants. A block holds the heads in turn. Keys lie as 32-bit words of eight
-nibbles, one word of 64 tokens after another; values as planes of 64 bytes of two nibbles.
+nibbles, one word of 64 tokens after another; values as planes of 64 bytes of two nibbles. A block
+that would fill whole pages of 4 KiB has 64 more bytes, which are zero.
 ``csrc/gonio_kernels.h`` says the same for the C side.
 
 Source: André, Kermarrec and Le Scouarnec 2017 (arXiv:1704.07355) for tables in registers; the
@@ -28,6 +29,7 @@ BLOCK = 64
 SLOTS = 4  # coordinates that a nibble can hold
 NARROW = 4  # largest width that goes into a nibble
 LARGEST_WIDTH = 8
+PAGE, LINE = 4096, 64  # bytes; whole pages apart, blocks would fight for the same lines of a cache
 
 PlanKind = Literal["keys", "values"]
 
@@ -81,9 +83,10 @@ class CodePlan:
 
     @cached_property
     def block_bytes(self) -> int:
-        """Bytes of a block of 64 tokens, all heads."""
+        """Bytes of a block of 64 tokens, all heads; one line more where it would fill pages."""
         _, nibbles, _, wide, offset = self.head[-1].tolist()
-        return int(offset) + _head_bytes(nibbles, wide)
+        found = int(offset) + _head_bytes(nibbles, wide)
+        return found + LINE if found and found % PAGE == 0 else found
 
     @cached_property
     def places(self) -> Places:

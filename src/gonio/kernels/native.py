@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -84,6 +83,9 @@ class _Plan(ctypes.Structure):
             )
         ),
     )
+
+
+_plans: WeakKeyDictionary[CodePlan, _Plan] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -180,12 +182,13 @@ def native_call(name: str, *arguments: Any) -> None:
         raise MemoryError(f"{name} cannot allocate its tables")
 
 
-@contextmanager
-def plan_pointer(plan: CodePlan) -> Iterator[Any]:
-    """A pointer to the plan as C sees it, valid inside the block."""
-    fields = plan.tensors[:10]
-    numbers = (plan.heads, plan.dim, plan.block_bytes)
-    yield ctypes.byref(_Plan(*numbers, *(tensor.data_ptr() for tensor in fields)))
+def plan_pointer(plan: CodePlan) -> Any:
+    """A pointer to the plan as C sees it, valid as long as the plan is."""
+    if plan not in _plans:
+        fields = plan.tensors[:10]
+        numbers = (plan.heads, plan.dim, plan.block_bytes)
+        _plans[plan] = _Plan(*numbers, *(tensor.data_ptr() for tensor in fields))
+    return ctypes.byref(_plans[plan])
 
 
 def pointer(tensor: Tensor | None, dtype: torch.dtype) -> int | None:

@@ -60,13 +60,13 @@ def encode(
         return triton_encode(rows, codes, batch, skip)
     rows = rows.to(F32).contiguous()
     data = torch.zeros((batch, -(-(skip + tokens) // BLOCK), block_bytes), dtype=torch.uint8)
-    with plan_pointer(codes) as packed:
-        native_call(
-            "gonio_encode",
-            *(packed, int(is_keys), pointer(data, torch.uint8), batch, data.shape[1]),
-            *(skip, tokens, pointer(rows, F32), pointer(codes.edges, F32)),
-            *(pointer(codes.widths, torch.int32), codes.edges.shape[1], LEVELS.index(chosen)),
-        )
+    packed = plan_pointer(codes)
+    native_call(
+        "gonio_encode",
+        *(packed, int(is_keys), pointer(data, torch.uint8), batch, data.shape[1]),
+        *(skip, tokens, pointer(rows, F32), pointer(codes.edges, F32)),
+        *(pointer(codes.widths, torch.int32), codes.edges.shape[1], LEVELS.index(chosen)),
+    )
     return data
 
 
@@ -93,12 +93,12 @@ def decode(data: Tensor, plan: list[Tensor], is_keys: bool, tokens: int, level: 
         return reference_decode(data, codes, tokens)
     data = data.contiguous()
     rows = codes.constants.flatten()[:, None].repeat(1, len(data) * tokens)
-    with plan_pointer(codes) as packed:
-        native_call(
-            "gonio_decode",
-            *(packed, int(is_keys), pointer(data, torch.uint8), *data.shape[:2], tokens),
-            pointer(rows, F32),
-        )
+    packed = plan_pointer(codes)
+    native_call(
+        "gonio_decode",
+        *(packed, int(is_keys), pointer(data, torch.uint8), *data.shape[:2], tokens),
+        pointer(rows, F32),
+    )
     return rows
 
 
@@ -149,18 +149,18 @@ def scores_into(
         raise ShapeError(f"scores {tuple(out.shape)} do not fit queries {tuple(query.shape)}")
     query, data = query.to(F32).contiguous(), data.contiguous()
     number = LEVELS.index(compute_level(level, query))
-    with plan_pointer(plan) as packed:
+    packed = plan_pointer(plan)
 
-        def part(first: int, last: int) -> None:
-            native_call(
-                "gonio_scores",
-                *(packed, pointer(data, torch.uint8), len(data), blocks, tokens),
-                *(pointer(query, F32), query.shape[2], first, last),
-                *(int(precise), number, pointer(out, F32)),
-            )
+    def part(first: int, last: int) -> None:
+        native_call(
+            "gonio_scores",
+            *(packed, pointer(data, torch.uint8), len(data), blocks, tokens),
+            *(pointer(query, F32), query.shape[2], first, last),
+            *(int(precise), number, pointer(out, F32)),
+        )
 
-        ranges = block_ranges(-(-tokens // BLOCK), plan.heads * len(data))
-        run_together([partial(part, *each) for each in ranges])
+    ranges = block_ranges(-(-tokens // BLOCK), plan.heads * len(data))
+    run_together([partial(part, *each) for each in ranges])
 
 
 @torch.library.custom_op("gonio::attention", mutates_args=())

@@ -22,7 +22,9 @@ def reference_encode(rows: Tensor, plan: CodePlan, batch: int, skip: int) -> Ten
     padded[:, :, skip : skip + tokens] = codes.view(len(rows), batch, tokens)
     padded = padded.view(plan.heads, plan.dim, batch, blocks, BLOCK)
     parts = [_encode_head(plan, head, padded[head]) for head in range(plan.heads)]
-    return torch.cat(parts, dim=2).contiguous()
+    padding = rows.new_zeros((batch, blocks, plan.block_bytes), dtype=torch.uint8)
+    used = sum(part.shape[2] for part in parts)
+    return torch.cat([*parts, padding[:, :, used:]], dim=2).contiguous()
 
 
 def reference_decode(data: Tensor, plan: CodePlan, tokens: int) -> Tensor:

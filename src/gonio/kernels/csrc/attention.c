@@ -147,11 +147,12 @@ typedef struct {
 /* Up to four query rows of one head. */
 typedef struct {
     query_tables tables;
-    float *sums; /* [value dim + 1][PARTS][GROUP]; the last is for coordinates that do not exist */
+    float *sums; /* [value dim][PARTS][GROUP]; with bytes [quads][4][GROUP], then [wides][GROUP] */
+    int64_t sum_count;
     float max[GROUP], total[GROUP];
     int64_t row; /* of the first */
-    value_pair *pairs;
-    int64_t pair_count;
+    value_quad *quads;
+    int64_t quad_count;
 } group;
 
 static const float *mask_row(const call *c, int64_t batch, int64_t row) {
@@ -169,12 +170,11 @@ static int is_masked(const call *c, const group *g, int64_t batch, int64_t from,
 }
 
 /* Whole scores of a tile. */
-static void find_scores(const call *c, group *g, int64_t batch, const head_plan *head,
-                        int64_t block, value_tile *tile) {
+static void find_scores(const call *c, group *g, int64_t index, const uint8_t *start,
+                        value_tile *tile) {
     size_t stride = (size_t)c->keys->block_bytes;
-    const uint8_t *start = c->key_data + (size_t)(batch * c->blocks + block) * stride;
-    const uint8_t *words = start + head->offset;
-    g->tables.next = next_head(c->keys, head - c->keys->head, start);
+    const uint8_t *words = start + c->keys->head[index].offset;
+    g->tables.next = next_head(c->keys, index, start);
     for (int b = 0; b < tile->blocks; b++, words += stride, g->tables.next += stride)
         c->score(&g->tables, words, stride, tile->found[0] + b * BLOCK, TILE);
 }
@@ -233,17 +233,22 @@ static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, i
     if (tile.planes == 0) tile.planes = 1;
     int64_t to = (block + blocks) * BLOCK;
     if (is_masked(c, g, batch, block * BLOCK, to < c->tokens ? to : c->tokens)) return;
-    find_scores(c, g, batch, c->keys->head + index, block, &tile);
+    size_t first = (size_t)(batch * c->blocks + block), key_stride = (size_t)c->keys->block_bytes;
+    const uint8_t *key_start = c->key_data + first * key_stride;
+    find_scores(c, g, index, key_start, &tile);
     int is_number = !c->has_bytes || c->mask || c->softcap > 0 || to > c->tokens;
     if (is_number) read_scores(c, g, batch, block, &tile);
     float factor[GROUP] = {1.0f, 1.0f, 1.0f, 1.0f};
     int is_changed = c->has_bytes ? weigh_bytes(g, &tile, is_number, factor)
                                   : weigh_numbers(c, g, &tile, factor);
-    if (is_changed) c->loops->multiply(g->sums, c->values->dim * PARTS * GROUP, factor);
+    if (is_changed) c->loops->multiply(g->sums, g->sum_count, factor);
     size_t stride = (size_t)c->values->block_bytes;
-    const uint8_t *start = c->value_data + (size_t)(batch * c->blocks + block) * stride;
+    const uint8_t *start = c->value_data + first * stride;
     tile.next = next_head(c->values, index, start);
-    c->add(c->values, head, g->pairs, g->pair_count, start + head->offset, stride, &tile, g->sums);
+    tile.key_stride = key_stride;
+    tile.next_keys = next_head(c->keys, index, key_start);
+    tile.key_words = c->keys->head[index].nibbles / 8;
+    c->add(c->values, head, g->quads, g->quad_count, start + head->offset, stride, &tile, g->sums);
 }
 
 /* All heads of a sequence, tile by tile: memory is read in the order in which it lies. */
@@ -260,7 +265,7 @@ static void free_groups(group *groups, int64_t count) {
     for (int64_t i = 0; groups && i < count; i++) {
         tables_free(&groups[i].tables);
         free(groups[i].sums);
-        free(groups[i].pairs);
+        free(groups[i].quads);
     }
     free(groups);
 }
@@ -270,16 +275,22 @@ static int start_group(const call *c, group *g, int64_t index, const float *quer
                        const float *bias) {
     const head_plan *head = c->keys->head + index;
     int64_t left = c->rows - g->row;
-    size_t bytes = (size_t)((c->values->dim + 1) * PARTS * GROUP) * sizeof *g->sums;
-    g->sums = aligned_alloc(64, bytes);
-    g->pairs = malloc((size_t)VALUE_PAIRS(c->values->head + index) * sizeof *g->pairs);
-    if (!g->sums || !g->pairs ||
-        tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
+    const head_plan *own = c->values->head + index;
+    g->quads = aligned_alloc(64, ((size_t)VALUE_QUADS(own) * sizeof *g->quads + 127) & ~(size_t)63);
+    if (!g->quads) return -1;
+    g->sum_count = c->values->dim * PARTS * GROUP;
 #if GONIO_X86
-    if (c->has_bytes) g->pair_count = list_pairs(c->values, c->values->head + index, g->pairs);
+    if (c->has_bytes) {
+        g->quad_count = list_quads(c->values, own, g->quads);
+        g->sum_count = (g->quad_count * 4 + own->wides) * GROUP;
+    }
 #endif
+    size_t bytes = ((size_t)g->sum_count * sizeof *g->sums + 127) & ~(size_t)63;
+    g->sums = aligned_alloc(64, bytes);
+    if (!g->sums || tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
     tables_fill(&g->tables, head, c->keys, query + g->row * c->keys->dim,
                 (int)(left < GROUP ? left : GROUP), c->level);
+    g->tables.leaves_lines = c->has_bytes;
     for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
     memset(g->sums, 0, bytes);
     for (int r = 0; r < GROUP; r++) g->max[r] = -INFINITY;
@@ -302,16 +313,36 @@ static group *start_groups(const call *c, int64_t count, const float *query, con
     return groups;
 }
 
-/* `units` of the sums, NULL for 1. */
-static void finish(const group *g, int64_t dim, const float *units, float *out, float *max,
+/* A row's output from the sums of bytes, which lie in the order of quads and wide coordinates. */
+static void finish_bytes(const call *c, const group *g, int64_t index, int row, float *out) {
+    const plan *values = c->values;
+    const head_plan *head = values->head + index;
+    const float *sum = g->sums + row, *units = values->units + index * values->dim;
+    memset(out, 0, (size_t)values->dim * sizeof *out);
+    for (int64_t i = 0; i < g->quad_count * 4; i++, sum += GROUP) {
+        int32_t dim = g->quads[i / 4].dim[i % 4];
+        if (dim >= 0) out[dim] = *sum * units[dim];
+    }
+    for (int64_t w = 0; w < head->wides; w++, sum += GROUP) {
+        int32_t dim = values->wide_dims[head->first_wide + w];
+        out[dim] = *sum * units[dim];
+    }
+}
+
+static void finish(const call *c, const group *g, int64_t index, float *out, float *max,
                    float *total) {
+    int64_t dim = c->values->dim;
     for (int r = 0; r < g->tables.rows; r++) {
         max[r] = g->max[r];
         total[r] = g->total[r];
+        if (c->has_bytes) {
+            finish_bytes(c, g, index, r, out + r * dim);
+            continue;
+        }
         for (int64_t j = 0; j < dim; j++) {
             float sum = 0;
             for (int k = 0; k < PARTS; k++) sum += g->sums[(j * PARTS + k) * GROUP + r];
-            out[r * dim + j] = units ? sum * units[j] : sum;
+            out[r * dim + j] = sum;
         }
     }
 }
@@ -357,9 +388,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
         attend_sequence(&c, groups, count, b);
         for (int64_t i = 0; i < all; i++) {
             int64_t index = i / count, row = start + index * rows + groups[i].row;
-            const float *units =
-                c.has_bytes ? values->units + index * values->dim : NULL;
-            finish(groups + i, values->dim, units, out + row * values->dim, max + row, total + row);
+            finish(&c, groups + i, index, out + row * values->dim, max + row, total + row);
         }
         free_groups(groups, all);
     }

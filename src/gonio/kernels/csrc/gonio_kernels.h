@@ -10,7 +10,9 @@
  * the nibble planes come planes of one byte per coordinate.
  *
  * Nibbles and wide coordinates of a head are padded to whole words or planes; padding has no
- * coordinate (dimension -1), levels of zero and codes of zero.
+ * coordinate (dimension -1), levels of zero and codes of zero. A block that would fill whole pages of
+ * 4 KiB ends in 64 bytes of zero: the blocks of a head would else fall into the same few lines of the
+ * nearest cache.
  */
 #ifndef GONIO_KERNELS_H
 #define GONIO_KERNELS_H
@@ -18,13 +20,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define BLOCK 64      /* tokens of a block */
-#define SLOTS 4       /* coordinates that a nibble can hold */
-#define NIBBLE 16     /* values of a nibble */
-#define BYTE 256      /* values of a byte */
-#define GROUP 4       /* query rows that share one reading of the codes */
-#define PARTS 4       /* partial sums kept for each output coordinate and row */
-#define TILE_BLOCKS 8 /* blocks whose weights are computed before values are read */
+#define BLOCK 64       /* tokens of a block */
+#define SLOTS 4        /* coordinates that a nibble can hold */
+#define NIBBLE 16      /* values of a nibble */
+#define BYTE 256       /* values of a byte */
+#define GROUP 4        /* query rows that share one reading of the codes */
+#define PARTS 4        /* partial sums kept for each output coordinate and row */
+#define LINES 4        /* lines of a cache, 64 bytes each, in a word of all tokens */
+#define TILE_BLOCKS 16 /* blocks whose weights are computed before values are read */
 #define TILE (TILE_BLOCKS * BLOCK)
 
 /* GONIO_PORTABLE_ONLY builds what other processors get. */
@@ -87,6 +90,7 @@ typedef struct {
     float *halves;         /* [nibbles], half of their ranges */
     void *arranged;        /* the same in the order that a level's kernel reads */
     const uint8_t *next; /* a block that is read soon, to fetch it early */
+    int leaves_lines;    /* the last line of each of its words is fetched beside values */
     float scale[GROUP], bias[GROUP];
 } query_tables;
 
@@ -115,6 +119,9 @@ typedef struct {
     int heavies, heavy[GROUP]; /* the rows to which low[0], low[1], ... belong */
     int64_t planes;            /* of the head; at least 1 */
     const uint8_t *next;       /* the head that is read next, to fetch it early */
+    const uint8_t *next_keys;  /* its keys, of which the last line of each word is fetched too */
+    int64_t key_words;
+    size_t key_stride;
     float unit[GROUP], byte_unit[GROUP]; /* of weights as bf16; of high */
     union {
         int32_t found[GROUP][TILE];
@@ -126,17 +133,17 @@ typedef struct {
     uint16_t odd[GROUP][TILE / 2] __attribute__((aligned(64)));
 } value_tile;
 
-/* The coordinates in the low and the high nibble of a plane that stand in the same place there. */
+/* Four coordinates whose values are added side by side: of the low and the high nibble of a plane,
+ * and of the same or another plane. Levels are zero where there is no coordinate. */
 typedef struct {
-    int64_t plane;          /* bytes from the head's first */
-    const int8_t *level[2]; /* 64 each; zeros where there is no coordinate */
-    int64_t dim[2];         /* the plan's dim where there is none */
-} value_pair;
+    int8_t level[4][NIBBLE];
+    int64_t plane[2]; /* bytes from the head's first */
+    int32_t dim[4];   /* -1 where there is none */
+} __attribute__((aligned(32))) value_quad;
 
-/* The pairs of a head, an even number; returns how many there are. `pairs` has room for
- * VALUE_PAIRS(head). */
-#define VALUE_PAIRS(head) ((head)->nibbles / 2 * SLOTS + 1)
-int64_t list_pairs(const plan *values, const head_plan *head, value_pair *pairs);
+/* The quads of a head; returns how many there are. `quads` has room for VALUE_QUADS(head). */
+#define VALUE_QUADS(head) (((head)->nibbles / 2 * SLOTS + 1) / 2)
+int64_t list_quads(const plan *values, const head_plan *head, value_quad *quads);
 
 /* Of one row: the scores' scale and bias, the largest score and the sum of weights so far. */
 typedef struct {
@@ -149,7 +156,7 @@ int weigh_avx512(value_tile *tile, const row_state *rows, int is_number, float *
 
 /* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart. The
  * AVX-512 kernel reads bytes and leaves sums in units of the plan; others read numbers. */
-typedef void add_values(const plan *values, const head_plan *head, const value_pair *pairs,
+typedef void add_values(const plan *values, const head_plan *head, const value_quad *quads,
                         int64_t count, const uint8_t *planes, size_t stride,
                         const value_tile *tile, float *sums);
 add_values *add_values_for(enum level level, int precise);

@@ -52,9 +52,12 @@ AVX512_TARGET void arrange_avx512(query_tables *t) {
         arrange_bytes(t);
 }
 
-INLINE512 void prefetch_next(const uint8_t *words, size_t stride, const uint8_t *next) {
-    _mm_prefetch((const char *)words + stride, _MM_HINT_T0);
-    _mm_prefetch((const char *)next, _MM_HINT_T0);
+/* Line `b` of a word of the next block, and of the block that is read after this head. */
+INLINE512 void prefetch_next(const query_tables *t, const uint8_t *words, size_t stride, int64_t w,
+                             int b) {
+    _mm_prefetch((const char *)words + 64 * b + stride, _MM_HINT_T0);
+    if (b < LINES - 1 || !t->leaves_lines)
+        _mm_prefetch((const char *)t->next + w * WORD + 64 * b, _MM_HINT_T0);
 }
 
 INLINE512 __m512i four_weights(const uint8_t *weights) {
@@ -110,7 +113,7 @@ INLINE512 void score_bytes(const query_tables *t, const uint8_t *words, size_t s
         __m512i low[4], high[4];
 #pragma GCC unroll 4
         for (int b = 0; b < 4; b++) {
-            prefetch_next(words + 64 * b, stride, t->next + w * WORD + 64 * b);
+            prefetch_next(t, words, stride, w, b);
             __m512i codes = _mm512_loadu_si512(words + 64 * b);
             /* Byte j looks into table j: (codes & nibble) | 16 j. */
             low[b] = _mm512_ternarylogic_epi32(codes, nibble, place, 0xEA);
@@ -183,7 +186,7 @@ INLINE512 void score_words(const query_tables *t, const uint8_t *words, size_t s
             __m512i index[4];
 #pragma GCC unroll 4
             for (int b = 0; b < 4; b++) {
-                if (k == 0) prefetch_next(words + 64 * b, stride, t->next + w * WORD + 64 * b);
+                if (k == 0) prefetch_next(t, words, stride, w, b);
                 __m512i codes = _mm512_srli_epi32(_mm512_loadu_si512(words + 64 * b), 4 * k);
                 index[b] = _mm512_ternarylogic_epi32(codes, nibble, place, 0xEA);
             }

@@ -12,10 +12,10 @@ static void add_levels(const uint8_t *plane, size_t stride, int shift, int mask,
         }
 }
 
-void add_values_portable(const plan *values, const head_plan *head, const value_pair *pairs,
+void add_values_portable(const plan *values, const head_plan *head, const value_quad *quads,
                          int64_t count, const uint8_t *planes, size_t stride,
                          const value_tile *tile, float *sums) {
-    (void)pairs, (void)count;
+    (void)quads, (void)count;
     for (int64_t n = 0; n < head->nibbles; n++)
         for (int s = 0; s < SLOTS; s++) {
             int64_t at = (head->first_nibble + n) * SLOTS + s;
@@ -96,10 +96,10 @@ INLINE256 void add_head(const plan *values, const head_plan *head, const uint8_t
     }
 }
 
-AVX2_TARGET void add_values_avx2(const plan *values, const head_plan *head, const value_pair *pairs,
+AVX2_TARGET void add_values_avx2(const plan *values, const head_plan *head, const value_quad *quads,
                                  int64_t count, const uint8_t *planes, size_t stride,
                                  const value_tile *tile, float *sums) {
-    (void)pairs, (void)count;
+    (void)quads, (void)count;
     switch (tile->rows) {
     case 1: add_head(values, head, planes, stride, tile, sums, 1); break;
     case 2: add_head(values, head, planes, stride, tile, sums, 2); break;

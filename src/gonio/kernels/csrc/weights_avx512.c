@@ -1,0 +1,194 @@
+/* Weights of values with AVX-512: scores become bytes, two of them where a row has few heavy
+ * tokens, and bf16 for coordinates that take a byte. */
+#include <math.h>
+
+#include "gonio_kernels.h"
+
+#if GONIO_X86
+#include <immintrin.h>
+
+#define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
+#define MOST_OF_MEAN 32 /* a row takes two bytes when its largest weight is more times the mean */
+#define BYTE_UNITS 255.0f
+#define SPLIT_UNITS 65535.0f
+
+/* 2^x within 8e-5 of itself: far below what weights of a byte tell apart. */
+INLINE512 __m512 power_of_two(__m512 x) {
+    __m512 part = _mm512_reduce_ps(x, 1); /* x - floor(x) */
+    __m512 found = _mm512_set1_ps(0.07802455f);
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.22606718f));
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.69583349f));
+    found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.99992523f));
+    return _mm512_scalef_ps(found, x); /* takes floor(x) itself */
+}
+
+INLINE512 int32_t largest_found(const int32_t *found, int count) {
+    __m512i most = _mm512_load_si512(found);
+    for (int i = 16; i < count; i += 16)
+        most = _mm512_max_epi32(most, _mm512_load_si512(found + i));
+    return _mm512_reduce_max_epi32(most);
+}
+
+INLINE512 float largest_number(const float *score, int count) {
+    __m512 most = _mm512_load_ps(score);
+    for (int i = 16; i < count; i += 16) most = _mm512_max_ps(most, _mm512_load_ps(score + i));
+    return _mm512_reduce_max_ps(most);
+}
+
+/* Weights of 64 tokens as bf16, those of even and of odd tokens apart, as codes come out of 16-bit
+ * lanes. */
+INLINE512 void store_bf16(const __m512 *weight, uint16_t *even, uint16_t *odd) {
+    const __m512i evens =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+    __m512bh first = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(weight[2], evens, weight[3]),
+                                         _mm512_permutex2var_ps(weight[0], evens, weight[1]));
+    __m512bh second = _mm512_cvtne2ps_pbh(_mm512_permutex2var_ps(weight[2], odds, weight[3]),
+                                          _mm512_permutex2var_ps(weight[0], odds, weight[1]));
+    _mm512_store_si512(even, (__m512i)first);
+    _mm512_store_si512(odd, (__m512i)second);
+}
+
+/* What a row's scores are compared with: weights are units * exp(scale * (score - most)). */
+typedef struct {
+    float scale, most;
+    int32_t most_found;
+} row_shift;
+
+/* Weights of one row in units of which the largest has `units`; returns their sum. */
+INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, uint8_t *low,
+                          const int is_number, const int is_split, const int has_wides) {
+    const __m512 slope = _mm512_set1_ps(shift.scale * 1.44269504f); /* powers of two, not of e */
+    const __m512 most = _mm512_set1_ps(shift.most);
+    const __m512 top = _mm512_set1_ps(is_split ? 15.99997799f : 7.99435344f); /* log2 of units */
+    const __m512i most_found = _mm512_set1_epi32(shift.most_found);
+    __m512 sum[4];
+    for (int k = 0; k < 4; k++) sum[k] = _mm512_setzero_ps();
+    for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
+        __m512 weight[4];
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            int at = i + 16 * k;
+            __m512 x;
+            if (is_number)
+                x = _mm512_max_ps(_mm512_sub_ps(_mm512_load_ps(tile->weights[row] + at), most),
+                                  _mm512_set1_ps(-1000.0f)); /* masked ones are -infinity */
+            else
+                x = _mm512_cvtepi32_ps(
+                    _mm512_sub_epi32(_mm512_load_si512(tile->found[row] + at), most_found));
+            weight[k] = power_of_two(_mm512_fmadd_ps(x, slope, top));
+            sum[k] = _mm512_add_ps(sum[k], weight[k]);
+            __m512i whole = _mm512_cvtps_epi32(weight[k]);
+            if (is_split) {
+                _mm_store_si128((__m128i *)(low + at), _mm512_cvtepi32_epi8(whole));
+                whole = _mm512_srli_epi32(whole, 8);
+            }
+            _mm_store_si128((__m128i *)(tile->high[row] + at), _mm512_cvtepi32_epi8(whole));
+        }
+        if (has_wides) store_bf16(weight, tile->even[row] + i / 2, tile->odd[row] + i / 2);
+    }
+    sum[0] = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+    return _mm512_reduce_add_ps(sum[0]);
+}
+
+/* The high bytes of two vectors of 16-bit numbers packed from 64, in their order. */
+static const uint8_t packed_places[64] __attribute__((aligned(64))) = {
+    1, 3, 5, 7, 17, 19, 21, 23, 33, 35, 37, 39, 49, 51, 53, 55,
+    9, 11, 13, 15, 25, 27, 29, 31, 41, 43, 45, 47, 57, 59, 61, 63,
+    65, 67, 69, 71, 81, 83, 85, 87, 97, 99, 101, 103, 113, 115, 117, 119,
+    73, 75, 77, 79, 89, 91, 93, 95, 105, 107, 109, 111, 121, 123, 125, 127};
+
+/* 255 * 2^(i / 64): a byte's weights lie far further apart than these. */
+static const uint16_t powers[64] __attribute__((aligned(64))) = {
+    255, 258, 261, 263, 266, 269, 272, 275, 278, 281, 284, 287, 290, 294, 297, 300,
+    303, 307, 310, 313, 317, 320, 324, 327, 331, 334, 338, 342, 345, 349, 353, 357,
+    361, 365, 369, 373, 377, 381, 385, 389, 393, 398, 402, 406, 411, 415, 420, 424,
+    429, 434, 438, 443, 448, 453, 458, 463, 468, 473, 478, 483, 488, 494, 499, 505};
+
+/* The same in one byte only: powers of two from a table, in 16-bit lanes. Sums the bytes, not what
+ * they were rounded from. */
+INLINE512 float weigh_bytes(value_tile *tile, int row, row_shift shift, const int is_number) {
+    const __m512 slope = _mm512_set1_ps(shift.scale * (64 * 1.44269504f));
+    const __m512 most = _mm512_set1_ps(shift.most), top = _mm512_set1_ps(8 * 64);
+    const __m512i most_found = _mm512_set1_epi32(shift.most_found);
+    const __m512i low = _mm512_load_si512(powers), high = _mm512_load_si512(powers + 32);
+    const __m512i place = _mm512_load_si512(packed_places);
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
+        __m512i steps[4], weight[2]; /* 64 steps from one power of two to the next, 0 for 2^-8 */
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            int at = i + 16 * k;
+            __m512 x = is_number ? _mm512_sub_ps(_mm512_load_ps(tile->weights[row] + at), most)
+                                 : _mm512_cvtepi32_ps(_mm512_sub_epi32(
+                                       _mm512_load_si512(tile->found[row] + at), most_found));
+            steps[k] = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, slope, top));
+        }
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            __m512i both = _mm512_packs_epi32(steps[2 * k], steps[2 * k + 1]);
+            /* The lowest 6 bits look up a power; shifted by a negative number it becomes 0. */
+            weight[k] = _mm512_sllv_epi16(_mm512_permutex2var_epi16(low, both, high),
+                                          _mm512_srai_epi16(both, 6));
+            weight[k] = _mm512_add_epi16(weight[k], _mm512_set1_epi16(128)); /* to round */
+        }
+        __m512i bytes = _mm512_permutex2var_epi8(weight[0], place, weight[1]);
+        _mm512_store_si512(tile->high[row] + i, bytes);
+        sum = _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi8(1));
+    }
+    return (float)_mm512_reduce_add_epi32(sum);
+}
+
+/* One byte errs by half of 1/255 of the heaviest weight: where that one stands out it would drown
+ * the others, and that row takes two bytes. */
+INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
+                     const int has_wides) {
+    float count = (float)(tile->blocks * BLOCK);
+    tile->heavies = 0;
+    for (int r = 0; r < GROUP; r++) tile->unit[r] = tile->byte_unit[r] = 0;
+    for (int r = 0; r < tile->rows; r++) {
+        sum[r] = has_wides ? weigh_row(tile, r, shift[r], NULL, is_number, 0, 1)
+                           : weigh_bytes(tile, r, shift[r], is_number);
+        tile->unit[r] = tile->byte_unit[r] = 1 / BYTE_UNITS;
+        if (sum[r] == 0 || BYTE_UNITS * count <= MOST_OF_MEAN * sum[r]) continue;
+        uint8_t *low = tile->low[tile->heavies];
+        tile->heavy[tile->heavies++] = r;
+        sum[r] = has_wides ? weigh_row(tile, r, shift[r], low, is_number, 1, 1)
+                           : weigh_row(tile, r, shift[r], low, is_number, 1, 0);
+        tile->unit[r] = 1 / SPLIT_UNITS;
+        tile->byte_unit[r] = 256 / SPLIT_UNITS;
+    }
+}
+
+AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_number,
+                               float *factor) {
+    int count = tile->blocks * BLOCK, is_changed = 0;
+    row_shift shift[GROUP];
+    float sum[GROUP];
+    for (int r = 0; r < tile->rows; r++) {
+        shift[r].most_found = is_number ? 0 : largest_found(tile->found[r], count);
+        shift[r].scale = is_number ? 1.0f : rows[r].scale;
+        shift[r].most = is_number ? largest_number(tile->weights[r], count)
+                                  : (float)shift[r].most_found * rows[r].scale + rows[r].bias;
+    }
+    for (int r = 0; r < tile->rows; r++)
+        if (shift[r].most == -INFINITY) shift[r].most = 0.0f; /* all masked: weights of zero */
+    if (is_number)
+        tile->has_wides ? weigh(tile, shift, sum, 1, 1) : weigh(tile, shift, sum, 1, 0);
+    else
+        tile->has_wides ? weigh(tile, shift, sum, 0, 1) : weigh(tile, shift, sum, 0, 0);
+    for (int r = 0; r < tile->rows; r++) {
+        factor[r] = 1.0f;
+        if (sum[r] == 0) continue;
+        float before = *rows[r].max, now = shift[r].most > before ? shift[r].most : before;
+        factor[r] = before == now ? 1.0f : expf(before - now);
+        float share = shift[r].most == now ? 1.0f : expf(shift[r].most - now);
+        tile->unit[r] *= share;
+        tile->byte_unit[r] *= share;
+        *rows[r].max = now;
+        *rows[r].total = *rows[r].total * factor[r] + sum[r] * tile->unit[r];
+        is_changed |= factor[r] != 1.0f;
+    }
+    return is_changed;
+}
+#endif
