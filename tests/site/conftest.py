@@ -265,8 +265,21 @@ def observations(layers: int, heads: int, rng: np.random.Generator) -> dict[str,
         for layer in range(min(1, layers - 1), layers)
         for position, token, often, value in places
     ]
+    leading = [
+        {
+            "layer": layer,
+            "position": position,
+            "attention": (0.4 if layer else 0.02) / (1 + position),
+            "chance": 0.02,
+            "key_norm": 0.5 if position == 0 else 1.1,
+            "value_norm": 0.1 if position == 0 else 0.9,
+        }
+        for layer in range(layers)
+        for position in range(8)
+    ]
     return {
         "layers": pd.DataFrame(collapse),
+        "leading_tokens": pd.DataFrame(leading),
         "spectra": pd.DataFrame(spectra),
         "eigenvalues": pd.DataFrame(eigenvalues),
         "sinks": pd.DataFrame(sinks).astype({"position": "float64", "token_id": "float64"}),

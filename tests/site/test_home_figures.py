@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from gonio.records import make_measurement
+from gonio.site import build_site
 from gonio.site.adapter_figures import stable_rank_summary
 from gonio.site.collection import collect
 from gonio.site.environment import make_environment
@@ -50,6 +51,46 @@ def test_without_a_compressed_cache_there_is_no_finding(evaluation):
     assert perplexity_summary(changed(evaluation, frame.iloc[:0])) is None
 
 
+def test_of_many_methods_the_nearest_and_the_farthest_are_drawn(evaluation):
+    """Made up: 30 methods with ratios 2 to 31 beside full precision and the empty cache."""
+    frame = evaluation.tables["methods"]
+    own = frame[frame["method"].isin(["full", "zeros"])]
+    many = [
+        own[own["method"] == "full"].assign(method=f"m{n}", perplexity_ratio=2.0 + n)
+        for n in range(30)
+    ]
+    figure = perplexity_summary(changed(evaluation, pd.concat([own, *many])))
+    names = {row[0] for row in figure.table.rows}
+    assert {"m0", "m1", "m2", "m3", "m4", "m29"} < names
+    assert len(names) == 8
+    assert "24 other methods are on the page of caches." in figure.caption
+    assert "at best 2 (m0), at worst 31 (m29)" in figure.finding
+
+
+def test_no_number_of_records_makes_the_home_page_heavy(evaluation, make, tmp_path):
+    """Ten adapters and codecs of long names, an evaluation of forty methods of long names."""
+    rng = np.random.default_rng(0)
+    frame = evaluation.tables["methods"]
+    own = frame[frame["method"].isin(["full", "zeros"])]
+    wide = [
+        own[own["method"] == "full"].assign(method=f"a long method, number {n}") for n in range(40)
+    ]
+    records = [changed(evaluation, pd.concat([own, *wide])).measurement]
+    for n in range(10):
+        label = f"{n} an adapter or a codec with a name of sixty letters or so"
+        records.append(make.spectrum(label, 1, rng))
+        settings = {"label": label}
+        records.append(
+            make_measurement("cache-calibration", "TEST", settings=settings, values=[], tables={})
+        )
+    page = build_site(records, tmp_path / "out")
+    home = page.read_text(encoding="utf-8")
+    assert "The first 3 of 10 adapters; their page has all." in home
+    assert home.count("8 more</a>") == 2
+    loaded = [p for p in (page.parent / "assets").iterdir() if f"assets/{p.name}" in home]
+    assert len(home.encode()) + sum(path.stat().st_size for path in loaded) < 1_000_000
+
+
 def test_the_finding_of_adapters_holds_the_extremes_of_the_chart(make):
     entry = collect([make.spectrum("dpo", 3, np.random.default_rng(0))]).records[0]
     figure = stable_rank_summary([entry])
@@ -76,8 +117,6 @@ def test_codecs_of_one_model_have_names_of_their_own():
 
 def test_only_the_checks_in_use_stand_on_the_home_page(make, read, tmp_path):
     """Of two records of the same checks the newer one speaks; provenance keeps both."""
-    from gonio.site import build_site
-
     found = next(m for m in make.records(1, 1, 1) if m.record.kind == "theorem-check")
     older = found.record.model_copy(update={"created": "2001-01-01T00:00:00+00:00"})
     both = [found, type(found)(older, found.tables)]

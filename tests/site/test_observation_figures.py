@@ -13,6 +13,7 @@ from gonio.records import make_measurement
 from gonio.site.cache_spectrum_figures import eigenvalue_figure, rank_heatmap
 from gonio.site.collapse_figures import collapse_figure, tail_figure
 from gonio.site.collection import collect
+from gonio.site.leading_figures import leading_figure
 from gonio.site.observation_figures import observation_figures
 from gonio.site.sign_angle_figures import sign_angle_figure
 from gonio.site.sink_figures import outlier_figure, sink_figure
@@ -47,7 +48,7 @@ def test_every_table_of_an_observation_has_a_figure(tables):
     assert [figure.name for figure in figures] == [
         *("cosine-layers", "cosine-heads", "rotation-convergence", "sign-angles"),
         *("phase-collapse", "tails", "cache-spectra", "cache-ranks"),
-        *("attention-sinks", "norm-outliers"),
+        *("attention-sinks", "norm-outliers", "leading-tokens"),
     ]
     for figure in figures:
         assert figure.table.rows
@@ -211,6 +212,31 @@ def test_zero_vectors_have_the_strongest_color(tables):
     rows = measured(outlier_figure(entry_of(tables)).panels[0])
     for row in rows:
         assert row["octaves"] == pytest.approx(-math.log2(3), rel=1e-5)
+
+
+def test_first_positions_have_a_color_whatever_they_are(tables):
+    """Made up: attention 0.4 / (1 + position) from layer 1 on, chance 0.02; short first values."""
+    figure = leading_figure(entry_of(tables))
+    attention, keys, values = (drawn(panel) for panel in figure.panels)
+    assert len(attention) == len(keys) == len(values) == 4 * 8
+    for row in attention:
+        lift = (20 if row["layer"] else 1) / (1 + row["position"])
+        assert row["octaves"] == pytest.approx(math.log2(lift), abs=1e-5)
+    assert {row["ratio"] for row in values if row["position"] == 0} == {0.1}
+    assert "position 0 of layer 0, 0.1." in figure.panels[2].spec["description"]
+    assert figure.table.rows[8] == ("1", "0", "0.4", "0.02", "0.5", "0.1")
+
+
+def test_first_positions_that_no_query_judges_have_norms_alone(tables):
+    tables["leading_tokens"]["attention"] = None  # as read back from JSON
+    assert len(leading_figure(entry_of(tables)).panels) == 2
+    tables["leading_tokens"]["value_norm"] = 0.0
+    assert [panel.title[:13] for panel in leading_figure(entry_of(tables)).panels] == [
+        "norms of keys"
+    ]
+    del tables["leading_tokens"]  # a record of an earlier version
+    assert leading_figure(entry_of(tables)) is None
+    assert len(observation_figures(entry_of(tables))) == 11
 
 
 def test_without_sinks_there_is_no_figure_and_a_missing_column_is_named(tables):

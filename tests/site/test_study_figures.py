@@ -12,9 +12,10 @@ from gonio.linalg.association import what_points_can_say
 from gonio.pipelines.study_ledger import FIGURES
 from gonio.records import make_measurement
 from gonio.site.collection import collect
+from gonio.site.first_study import first_study
 from gonio.site.pages import make_pages
 from gonio.site.study_behavior_figures import behavior_figure, bitfit_figure
-from gonio.site.study_figures import first_study, overlap_figure, step_figure, width_figure
+from gonio.site.study_figures import overlap_figure, step_figure, width_figure
 from gonio.site.study_null_figures import alignment_figure, depth_figure, study_gain_figure
 from gonio.theorems import load_families
 

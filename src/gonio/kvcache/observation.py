@@ -74,6 +74,7 @@ class Observation:
         windows: Window of each sampled token, int64 ``(n,)``.
         positions: Its position in the window, int64 ``(n,)``.
         sinks: Table of :meth:`gonio.kvcache.sinks.SinkFinder.table`; None if not looked for.
+        leading_tokens: Table of its ``leading_table``, likewise.
     """
 
     layout: AttentionLayout
@@ -82,6 +83,7 @@ class Observation:
     windows: Tensor
     positions: Tensor
     sinks: pd.DataFrame | None = None
+    leading_tokens: pd.DataFrame | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -191,6 +193,7 @@ class _Watcher:
             self._places[0, :kept],
             self._places[1, :kept],
             None if self._finder is None else self._finder.table(),
+            None if self._finder is None else self._finder.leading_table(),
         )
 
     def _vectors(self, call: AttentionCall, stage: Stage) -> Tensor | None:

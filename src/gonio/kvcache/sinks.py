@@ -28,11 +28,13 @@ __all__ = ["SinkFinder", "SinkSettings", "norm_ratio", "received_attention"]
 Criterion = Literal["attention", "key_norm", "value_norm"]
 
 LEADING = 4  # positions told apart; later ones are told apart by their token
+MEANS = 8  # first positions of which means are kept, whatever they are
 
 _COLUMNS = (
     *("layer", "criterion", "position", "token_id", "found", "per_window"),
     *("first_position", "last_position", "value", "chance", "threshold"),
 )
+_LEADING_COLUMNS = ("layer", "position", "attention", "chance", "key_norm", "value_norm")
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class SinkFinder:
     """Collects what is found, window by window.
 
     Memory is at most that of one tally per layer, criterion and leading position or token of the
-    vocabulary, however many windows there are.
+    vocabulary, and of the means of the first eight positions, however many windows there are.
     """
 
     def __init__(self, settings: SinkSettings) -> None:
@@ -132,6 +134,9 @@ class SinkFinder:
         self._windows = 0
         # layer, criterion, leading position or None, token id or None
         self._tallies: dict[tuple[int, Criterion, int | None, int | None], _Tally] = {}
+        # By layer: sums over windows, and the windows in them, of attention received, its chance,
+        # and the logarithms of the norm ratios of keys and values; each (2, 4, MEANS).
+        self._leading: dict[int, Tensor] = {}
 
     def start_window(self) -> None:
         """Count one more window."""
@@ -154,12 +159,12 @@ class SinkFinder:
         ids = token_ids.tolist()
         self._note(call.layer, "attention", ids, attention, attention >= settings.attention, chance)
         limit = settings.norm_ratio
-        normed: tuple[tuple[Criterion, Tensor], ...] = (
-            ("key_norm", call.key[0]),
-            ("value_norm", call.value[0]),
-        )
-        for criterion, vectors in normed:
-            ratio = norm_ratio(vectors)
+        normed: dict[Criterion, Tensor] = {
+            "key_norm": norm_ratio(call.key[0]),
+            "value_norm": norm_ratio(call.value[0]),
+        }
+        self._lead(call.layer, attention, chance, *(ratio.log() for ratio in normed.values()))
+        for criterion, ratio in normed.items():
             outside = (ratio > limit) | (ratio < 1 / limit)
             self._note(call.layer, criterion, ids, ratio, outside, torch.ones_like(ratio))
 
@@ -189,6 +194,32 @@ class SinkFinder:
         order = ["layer", "criterion", "found", "first_position", "token_id"]
         upward = [True, True, False, True, True]
         return table.sort_values(order, ascending=upward, ignore_index=True)
+
+    def leading_table(self) -> pd.DataFrame:
+        """What the first positions receive and how long their vectors are, found or not.
+
+        Returns:
+            Rows per layer and position, of the first eight at most: mean received ``attention``
+            beside its ``chance``, NaN where too few queries follow; ``key_norm`` and
+            ``value_norm``, the geometric means over windows of the norm ratios.
+        """
+        rows = []
+        for layer, (sums, counts) in sorted(self._leading.items()):
+            means = torch.where(counts > 0, sums / counts, torch.nan)
+            means[2:] = means[2:].exp()
+            rows += [
+                (layer, position, *means[:, position].tolist())
+                for position in range(MEANS)
+                if counts[:, position].any()
+            ]
+        return pd.DataFrame(rows, columns=list(_LEADING_COLUMNS))
+
+    def _lead(self, layer: int, *quantities: Tensor) -> None:
+        first = torch.stack([values[:MEANS] for values in quantities]).double().cpu()
+        known = ~first.isnan()
+        sums = self._leading.setdefault(layer, torch.zeros(2, len(first), MEANS).double())
+        sums[0, :, : first.shape[1]] += torch.where(known, first, 0.0)
+        sums[1, :, : first.shape[1]] += known
 
     def _note(
         self,

@@ -72,9 +72,9 @@ def observe_cache(
 
     Returns:
         Kind ``key-geometry``; tables ``heads`` (1-bit cosine and beta by layer, head, ``what`` and
-        transform), ``layers`` (collapse, tails, sinks), ``spectra``, ``eigenvalues``, ``sinks``
-        and ``convergence``. Without RoPE there is no ``key_pre``, without a Hadamard matrix of the
-        head's size no ``hadamard``.
+        transform), ``layers`` (collapse, tails, sinks), ``spectra``, ``eigenvalues``, ``sinks``,
+        ``leading_tokens`` and ``convergence``. Without RoPE there is no ``key_pre``, without a
+        Hadamard matrix of the head's size no ``hadamard``.
     """
     sinks = sinks or SinkSettings()
     to_learn = ObservationSettings(_CACHED, _CACHED, learning_samples, seed=seed)
@@ -94,6 +94,7 @@ def observe_cache(
         "spectra": spectra_table(moments),
         "eigenvalues": eigenvalue_table(moments),
         "sinks": _with_words(sink_table, bench),
+        "leading_tokens": pd.DataFrame() if found.leading_tokens is None else found.leading_tokens,
         "convergence": convergence,
     }
     return make_measurement(

@@ -193,13 +193,19 @@ def _null_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _null_labels(nulls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One label per band, side by side so that bands close to each other stay legible."""
+    """One label per band, side by side so that bands close to each other stay legible.
+
+    The first begins at the first layer and the last ends at the last: narrow charts cut no label.
+    """
     starts, ends = nulls[0::2], nulls[1::2]
+    last = len(starts) - 1
+    sides = ["left", *["center"] * (last - 1), "right"] if last else ["center"]
     return [
         {
             **start,
-            "layer": start["layer"] + (end["layer"] - start["layer"]) * (place + 0.5) / len(starts),
-            "at": ["left", "center", "right"][(place > 0) + (0 < place == len(starts) - 1)],
+            "layer": start["layer"]
+            + (end["layer"] - start["layer"]) * (place / last if last else 0.5),
+            "side": sides[place],
         }
         for place, (start, end) in enumerate(zip(starts, ends, strict=True))
     ]
@@ -253,7 +259,7 @@ def _layer_chart(
     marks = series_marks(base, "projection", legend)
     text = (
         alt.Chart(data_of(_null_labels(nulls)))
-        .mark_text(style="chance-label")
+        .mark_text(style="chance-label", align=alt.ExprRef(expr="datum.side"))
         .encode(
             x=alt.X("layer", type="quantitative"),
             y=alt.Y("middle", type="quantitative"),

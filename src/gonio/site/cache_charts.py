@@ -15,6 +15,7 @@ from gonio.site.cross_model_figures import (
 )
 from gonio.site.degradation_figures import context_figure, pairs_figure
 from gonio.site.key_figures import convergence_figure, cosine_heatmap, cosine_lines
+from gonio.site.leading_figures import leading_figure
 from gonio.site.limit_figures import limit_excess_figure, limit_figure
 from gonio.site.memory_figures import allocation_check_figure, memory_breakdown_figure
 from gonio.site.pareto_figures import frontier_figure
@@ -37,6 +38,7 @@ __all__ = [
     "key_cosine_chart",
     "key_cosine_heat_map",
     "key_spectrum_chart",
+    "leading_token_chart",
     "limit_chart",
     "limit_layer_chart",
     "memory_breakdown_chart",
@@ -144,6 +146,13 @@ norm_outlier_chart = plot_one(
     "key-geometry",
     "sinks",
     "Tokens with unusual norms (needs the table ``layers`` too).",
+)
+leading_token_chart = plot_one(
+    "leading_token_chart",
+    leading_figure,
+    "key-geometry",
+    "leading_tokens",
+    "Attention and norms of the first positions.",
 )
 perplexity_chart = plot_one(
     "perplexity_chart",

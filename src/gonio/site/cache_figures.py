@@ -24,7 +24,7 @@ from gonio.site.degradation_figures import context_figure, pairs_figure
 from gonio.site.figure import DataTable, Figure, Panel, pivot_table, table_from_rows
 from gonio.site.memory_figures import allocation_check_figure, memory_breakdown_figure
 from gonio.site.method_names import METHODS, PROTOCOLS, method_name, protocol_name
-from gonio.site.numbers import chart_number, is_missing, rows_of, show, show_range
+from gonio.site.numbers import capitalized, chart_number, is_missing, rows_of, show, show_range
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +233,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _say(protocol: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mine = [f"{r['method']} {show(r['perplexity'])}" for r in rows if r["protocol"] == protocol]
-    return f"{protocol[0].upper()}{protocol[1:]}: {', '.join(mine)}."
+    return f"{capitalized(protocol)}: {', '.join(mine)}."
 
 
 def _chart(

@@ -21,8 +21,8 @@ from gonio.site.charts import (
 from gonio.site.collapse_figures import STAGES
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, pivot_table
-from gonio.site.heat_maps import head_height, layer_heat_map
-from gonio.site.numbers import chart_number, rows_of, show
+from gonio.site.heat_maps import head_height, layer_heat_map, octave_color
+from gonio.site.numbers import capitalized, chart_number, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["eigenvalue_figure", "rank_heatmap"]
 
 _DEPTHS = ("first", "middle", "last")
-_RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
 _MOST_POINTS = 24  # drawn of one spectrum
 _POWERS = "format(datum.value, datum.value < 0.001 ? '~e' : '~g')"
 
@@ -103,7 +102,7 @@ def rank_heatmap(entry: SiteRecord) -> Figure | None:
             continue
         ranks, dim = mine["effective_rank"], round(1 / float(mine["top_chance"].iloc[0]))
         words = (
-            f"{title[0].upper()}{title[1:]}: effective rank of {len(mine)} heads from "
+            f"{capitalized(title)}: effective rank of {len(mine)} heads from "
             f"{show(ranks.min(), 3)} to {show(ranks.max(), 3)}, mean {show(ranks.mean(), 3)}, of "
             f"{dim} if all directions were alike."
         )
@@ -147,7 +146,7 @@ def _describe_spectrum(title: str, frame: pd.DataFrame, dim: int) -> str:
     totals = frame.sort_values("rank").groupby("layer")["share"]
     half = totals.apply(lambda shares: int((shares.cumsum() < 0.5).sum()) + 1)
     return (
-        f"{title[0].upper()}{title[1:]}: the largest of {dim} eigenvalues holds "
+        f"{capitalized(title)}: the largest of {dim} eigenvalues holds "
         f"{show(totals.max().min(), 2)} to {show(totals.max().max(), 2)} of the energy of a layer; "
         f"half of it takes at most {show(half.max())}."
     )
@@ -239,20 +238,10 @@ def _rank_chart(frame: pd.DataFrame, lowest: float, words: str) -> dict[str, Any
         }
         for row in rows_of(frame)
     ]
-    legend = alt.Legend(
-        title="rank / size",
-        values=[math.log2(ratio) for ratio in _RATIO_TICKS if math.log2(ratio) >= lowest],
-        labelExpr="format(pow(2, datum.value), '.2~r')",
-    )
     return layer_heat_map(
         rows,
         y=alt.Y("head", type="ordinal", title="head", axis=alt.Axis(grid=False)),
-        color=alt.Color(
-            "octaves",
-            type="quantitative",
-            scale=alt.Scale(domain=[lowest, 0], domainMid=0),
-            legend=legend,
-        ),
+        color=octave_color(lowest, 0, "rank / size"),
         told={
             "layer": "layer",
             "head": "head",

@@ -13,6 +13,7 @@ from gonio.site.charts import (
     focus_opacity,
     focus_param,
     layer_axis,
+    log_ticks,
     shape_by,
     tooltips,
 )
@@ -79,7 +80,8 @@ def bounds_figure(entry: SiteRecord) -> Figure | None:
             "of the text, and four bounds on it; all over the range of the head's values (log "
             "scale). Every bound is a theorem about these tokens, computed in float64; queries, "
             "keys and values are those of the exact model, so errors of other layers are not in "
-            "it. At 1 a bound says no more than that outputs are averages of values."
+            "it. At 1 a bound says no more than that outputs are averages of values. Where bounds "
+            "are equal, the last of the legend covers the others."
         ),
         panels=tuple(panels),
         table=pivot_table(rows, index="layer", series="series", value="value", heading="layer"),
@@ -192,11 +194,14 @@ def _line_chart(
 ) -> dict[str, Any]:
     import altair as alt
 
+    levels = [row["value"] for row in rows] + ([] if budget is None else [budget])
+    heights = [level for level in levels if level] or [1.0]  # a log axis has no zero
     y = alt.Y(
         "value",
         type="quantitative",
         title="over the range of values",
         scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(values=log_ticks(min(heights), max(heights)), format="~g"),
     )
     base = alt.Chart(data_of(rows)).encode(
         x=layer_axis(),

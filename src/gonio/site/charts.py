@@ -26,6 +26,7 @@ __all__ = [
     "series_marks",
     "shape_by",
     "tooltips",
+    "upright_rule",
 ]
 
 SHAPES = ("circle", "square", "cross", "diamond", "triangle-up", "triangle-down", "triangle-right")
@@ -137,6 +138,19 @@ def chance_rule(y: float) -> Any:
         .mark_rule(style="chance")
         .encode(y=alt.Y("chance", type="quantitative"))
     )
+
+
+def upright_rule(name: str, x: float | None) -> Any:
+    """A vertical line at a chance level or another reference.
+
+    Args:
+        name: What the level is, a field of the chart's data.
+        x: The level.
+    """
+    import altair as alt
+
+    line = alt.Chart(data_of([{name: x}])).mark_rule(style="chance")
+    return line.encode(x=alt.X(name, type="quantitative"))
 
 
 def chance_band(

@@ -12,13 +12,15 @@ from gonio.site.charts import (
     finish,
     focus_opacity,
     focus_param,
+    label_axis,
     shape_by,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
 from gonio.site.key_figures import TRANSFORMS
-from gonio.site.numbers import chart_number, rows_of, show
+from gonio.site.numbers import capitalized, chart_number, rows_of, show
 
 __all__ = ["LAWS", "centering_figure", "cross_model_figure", "moment_reference_figure"]
 
@@ -83,7 +85,7 @@ def cross_model_figure(records: Sequence[SiteRecord]) -> Figure | None:
     for title in _STAGES.values():
         mine = [row for row in rows if row["what"] == title]
         if mine:
-            words = f"{title[0].upper()}{title[1:]}, lift over chance: " + "; ".join(
+            words = f"{capitalized(title)}, lift over chance: " + "; ".join(
                 f"{row['model']}, {row['choice']} {show(row['lift'], 3)}%" for row in mine
             )
             said.append(f"{words}.")
@@ -280,7 +282,9 @@ def _lift_chart(rows: Sequence[Mapping[str, Any]], reach: float, words: str) -> 
     import altair as alt
 
     models = list(dict.fromkeys(row["model"] for row in rows))
-    choices = [_CHOICE_NAMES[name] for name in _CHOICES]
+    angle = 0 if len(models) == 1 else 30
+    names = [_CHOICE_NAMES[name] for name in _CHOICES]
+    shown = [name for name in names if any(row["choice"] == name for row in rows)]
     data = [{**row, "text": f"{_signed(row['lift'])}%"} for row in rows]
     base = alt.Chart(data_of(data)).encode(
         x=alt.X(
@@ -288,12 +292,14 @@ def _lift_chart(rows: Sequence[Mapping[str, Any]], reach: float, words: str) -> 
             type="nominal",
             sort=models,
             title=None,
-            axis=alt.Axis(labelAngle=0, orient="top", labelLimit=160, domain=False, ticks=False),
+            axis=alt.Axis(
+                labelAngle=angle, orient="top", labelLimit=160, domain=False, ticks=False
+            ),
         ),
         y=alt.Y(
             "choice",
             type="nominal",
-            sort=[name for name in choices if any(row["choice"] == name for row in rows)],
+            sort=shown,
             title=None,
             axis=alt.Axis(grid=False, domain=False, ticks=False, labelLimit=150),
         ),
@@ -308,8 +314,7 @@ def _lift_chart(rows: Sequence[Mapping[str, Any]], reach: float, words: str) -> 
         color=alt.Color("lift", type="quantitative", scale=scale, legend=None)
     )
     numbers = base.mark_text(fontSize=12).encode(text=alt.Text("text", type="nominal"))
-    height = 30 * len({row["choice"] for row in rows})
-    return finish(alt.layer(cells, numbers), height=height, description=words)
+    return finish(alt.layer(cells, numbers), height=30 * len(shown), description=words)
 
 
 def _center_chart(
@@ -326,9 +331,7 @@ def _center_chart(
             sort=lines,
             title=None,
             # Model, then what was measured, which may take two lines.
-            axis=label_axis(
-                "split(replace(datum.label, ' rotary', ', rotary'), ', ')", grid=False
-            ),
+            axis=label_axis("split(replace(datum.label, ' rot', ', rot'), ', ')", grid=False),
         ),
         yOffset=alt.YOffset("center", type="nominal", sort=list(legend)),
         color=color_by("center", legend),
@@ -346,11 +349,7 @@ def _center_chart(
             _CENTER_HEADINGS, dict.fromkeys(("cosine", "chance", "gain", "low", "high"), ".3~g")
         ),
     )
-    zero = (
-        alt.Chart(data_of([{"none": 0}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("none", type="quantitative"))
-    )
+    zero = upright_rule("none", 0)
     chart = alt.layer(zero, spans, dots).add_params(focus_param())
     return finish(chart, height=max(80, 42 * len(lines)), description=words)
 
@@ -361,10 +360,9 @@ def _moment_chart(
     import altair as alt
 
     names = list(dict.fromkeys(row["name"] for row in rows))
+    axis = alt.Axis(grid=True, labelLimit=170)
     base = alt.Chart(data_of(rows)).encode(
-        y=alt.Y(
-            "name", type="nominal", sort=names, title=None, axis=alt.Axis(grid=True, labelLimit=170)
-        ),
+        y=alt.Y("name", type="nominal", sort=names, title=None, axis=axis),
         color=color_by("of", legend),
     )
     lowest = min(row.get("low") or row["ratio"] for row in rows)
@@ -393,10 +391,6 @@ def _moment_chart(
             dict.fromkeys(("ratio", "low", "high"), ".4~g"),
         ),
     )
-    gaussian = (
-        alt.Chart(data_of([{"gaussian": chart_number(2 / math.pi)}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("gaussian", type="quantitative"))
-    )
+    gaussian = upright_rule("gaussian", chart_number(2 / math.pi))
     chart = alt.layer(gaussian, spans, dots).add_params(focus_param())
     return finish(chart, height=22 * len(names), description=words)

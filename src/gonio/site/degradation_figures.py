@@ -18,6 +18,7 @@ from gonio.site.charts import (
     series_marks,
     shape_by,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
@@ -307,10 +308,6 @@ def _pair_chart(
             dict.fromkeys(("ratio", "low", "high", "kl", "kl_low", "kl_high"), ".3~g"),
         ),
     )
-    equal = (
-        alt.Chart(data_of([{"equal": 1}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("equal", type="quantitative"))
-    )
+    equal = upright_rule("equal", 1)
     chart = alt.layer(equal, *([bars] if are_bounded(rows) else []), dots).add_params(focus_param())
     return finish(chart, height=max(80, 52 * len(pairs)), description=words)

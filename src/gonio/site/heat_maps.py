@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import data_of, finish, tooltips
 
-__all__ = ["head_height", "layer_heat_map"]
+__all__ = ["head_height", "layer_heat_map", "octave_color"]
+
+_RATIO_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 
 
 def layer_heat_map(
@@ -63,6 +66,31 @@ def layer_heat_map(
         )
         chart = alt.layer(gray, chart)
     return finish(chart, height=height, description=words)
+
+
+def octave_color(low: float, high: float, title: str) -> Any:
+    """The color of a ratio by its field ``octaves``, its logarithm to base 2; 1 is neutral.
+
+    Half and twice are equally far from 1; the legend shows the ratios.
+
+    Args:
+        low: Lower end of the scale, in octaves.
+        high: Upper end, in octaves.
+        title: What is divided by what.
+    """
+    import altair as alt
+
+    octaves = [math.log2(ratio) for ratio in _RATIO_TICKS]
+    return alt.Color(
+        "octaves",
+        type="quantitative",
+        scale=alt.Scale(domain=[low, high], domainMid=0),
+        legend=alt.Legend(
+            title=title,
+            values=[octave for octave in octaves if low <= octave <= high],
+            labelExpr="format(pow(2, datum.value), '.2~r')",
+        ),
+    )
 
 
 def head_height(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -19,7 +19,7 @@ from gonio.site.charts import (
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, pivot_table
 from gonio.site.heat_maps import head_height, layer_heat_map
-from gonio.site.numbers import chart_number, rows_of, show
+from gonio.site.numbers import capitalized, chart_number, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ __all__ = ["TRANSFORMS", "convergence_figure", "cosine_heatmap", "cosine_lines"]
 
 _HEADS = ("layer", "head", "what", "transform", "mean_cosine", "low", "high", "beta", "chance")
 _THEOREMS = ("cos_sign_quant_formula", "srht_achieves_isotropic_floor")
-_SHARES = (0.9, 0.99)  # of the lift that a learned rotation ends with
+_SHARES = (0.9, 0.99)  # of the lift that a learned rotation ends with, upward
 _STARTS = {"hadamard": "random Hadamard", "random": "random rotation"}
 TRANSFORMS = {
     "learned": "learned rotation",
@@ -235,7 +235,7 @@ def _describe_run(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     mine = [row for row in rows if row["start"] == title]
     first, last = mine[0], mine[-1]
     return (
-        f"{title[0].upper()}{title[1:]}: mean 1-bit cosine {show(first['mean'], 3)} at iteration "
+        f"{capitalized(title)}: mean 1-bit cosine {show(first['mean'], 3)} at iteration "
         f"{first['iteration']}, {show(last['mean'], 3)} at iteration {last['iteration']}."
     )
 
@@ -353,12 +353,20 @@ def _convergence_chart(
             {"iteration": "d", "mean": ".4~g"},
         ),
     )
-    levels = alt.Chart(data_of(thresholds)).encode(y=alt.Y("y", type="quantitative"))
+    level = alt.Y("y", type="quantitative")
+    name = alt.Text("name", type="nominal")
+    rules = alt.Chart(data_of(thresholds)).mark_rule(style="median", strokeWidth=0.75)
+    # The curve ends near the highest level, so names stand before it: above left, or below right.
+    above = alt.Chart(data_of(thresholds[-1:])).mark_text(
+        style="chance-label", align="left", baseline="bottom", dy=-2
+    )
+    below = alt.Chart(data_of(thresholds[:-1])).mark_text(
+        style="chance-label", align="right", baseline="top", dy=3
+    )
     marks = [
-        levels.mark_rule(style="median", strokeWidth=0.75),
-        levels.mark_text(style="chance-label", align="left", baseline="bottom", dy=-2).encode(
-            x=alt.value(4), text=alt.Text("name", type="nominal")
-        ),
+        rules.encode(y=level),
+        above.encode(y=level, x=alt.value(4), text=name),
+        below.encode(y=level, x=alt.value("width"), text=name),
     ]
     layers = [band, chance_rule(chance), *(marks if thresholds else []), line, dots]
     chart = alt.layer(*layers).add_params(focus_param())

@@ -13,6 +13,7 @@ from gonio.site.charts import (
     focus_param,
     label_axis,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Choice, Figure, Panel, table_from_rows
@@ -215,11 +216,7 @@ def _chart(
             ),
         )
     )
-    whole = (
-        alt.Chart(data_of([{"whole": 1}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("whole", type="quantitative"))
-    )
+    whole = upright_rule("whole", 1)
     params = (focus_param(), alt.param(name="length", value=shown))
     return finish(
         alt.layer(bars, whole).add_params(*params),
@@ -249,16 +246,12 @@ def _check_chart(rows: Sequence[Mapping[str, Any]], words: str) -> dict[str, Any
                 type="quantitative",
                 title="allocated over reported",
                 scale=scale,
-                axis=alt.Axis(tickCount=5),
+                axis=alt.Axis(tickCount=3),
             ),
             tooltip=tooltips(
                 _CHECK, {"tokens": "d"} | dict.fromkeys(("reported", "allocated", "ratio"), ".4~g")
             ),
         )
     )
-    equal = (
-        alt.Chart(data_of([{"equal": 1}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("equal", type="quantitative"))
-    )
+    equal = upright_rule("equal", 1)
     return finish(alt.layer(equal, dots), height=max(60, 28 * len(rows)), description=words)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSING",
+    "capitalized",
     "chart_number",
     "is_missing",
     "json_rows",
@@ -32,6 +33,11 @@ MISSING = "\N{EM DASH}"
 _SUPERSCRIPTS = str.maketrans(
     "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
 )
+
+
+def capitalized(words: str) -> str:
+    """The words as the beginning of a sentence; names after the first letter stay as they are."""
+    return words[:1].upper() + words[1:]
 
 
 def is_missing(value: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gonio.site.adapter_figures import stable_rank_figure, stable_rank_summary
+from gonio.site.adapter_figures import stable_rank_figure
 from gonio.site.allocation_figures import allocation_figures
 from gonio.site.cache_figures import evaluation_figures
 from gonio.site.certificate_figures import certificate_figures
@@ -22,7 +22,7 @@ from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.explorer import make_explorer
 from gonio.site.figure import Figure
 from gonio.site.fleet_figures import fleet_figure
-from gonio.site.home_figures import perplexity_summary
+from gonio.site.home_figures import MOST_NAMES, adapter_summary, perplexity_summary
 from gonio.site.limit_figures import limit_excess_figure, limit_figure
 from gonio.site.observation_figures import observation_figures
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
@@ -277,9 +277,10 @@ def _home(collection: Collection, cards: Sequence[Card], counts: Any) -> dict[st
     ]
     return {
         "protractor": make_protractor(collection.of_kind("key-geometry")),
-        "adapter_figure": stable_rank_summary(collection.of_kind("adapter-spectrum")),
+        "adapter_figure": adapter_summary(collection.of_kind("adapter-spectrum")),
         "cache_figure": perplexity_summary(evaluations[0]) if evaluations else None,
         "panel": panel,
+        "most_names": MOST_NAMES,
         "counts": counts,
         "total": len(cards),
         "num_errata": sum(card.entry.erratum is not None for card in cards),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,10 @@ from gonio.site.figure import DataTable, Figure, Panel, table_from_rows
 from gonio.site.numbers import chart_number, rows_of, show, show_range
 
 __all__ = ["comparison_figures", "frontier_figure"]
+
+_HEIGHT = 380
+_WIDTH = 200  # of the plotting area on a narrow page
+_Box = tuple[float, float, float, float]
 
 _COLUMNS = (
     *("method", "origin", "version", "parts", "protocol", "status", "message", "bits"),
@@ -85,7 +90,8 @@ def frontier_figure(entry: SiteRecord) -> Figure | None:
             "Perplexity over full precision (log scale; 1 is no loss) by bits per element of what "
             "is coded: codes and scales at 4,096 tokens, side data apart. Every method reads the "
             "same windows, all keys (and values) coded. Joined: the methods that no other beats "
-            "in both. Bars: 95% bootstrap intervals over text windows. The bits of a package that "
+            "in both. Bars: 95% bootstrap intervals over text windows. Names stand where there is "
+            "room; tooltips and the table have all. The bits of a package that "
             "keeps dense tensors are those its codes would take; the table states what it holds. "
             "How low an error theory allows at these bits is drawn apart, under limits: it bounds "
             f"errors, and no formula turns it into a perplexity. Rows that failed: {failed}."
@@ -178,11 +184,8 @@ def _chart(
             dict.fromkeys(("bits", "perplexity_ratio", "logit_kl"), ".4~g"),
         ),
     )
-    labels = (
-        base.transform_filter("datum.origin !== 'gonio'")
-        .mark_text(align="left", dx=6, dy=-5, fontSize=9)
-        .encode(text=alt.Text("method", type="nominal"))
-    )
+    named = _with_room([point for point in points if point["origin"] != "gonio"], points)
+    labels = _names(named, legend).encode(x=x_axis, y=y_axis)
     best = [point for point in points if point["is_frontier"]]
     joined = (
         alt.Chart(data_of(best))
@@ -194,7 +197,6 @@ def _chart(
         .mark_rule(style="chance")
         .encode(y=alt.Y("full", type="quantitative"))
     )
-    named = any(point["origin"] != "gonio" for point in points)
     layers = [
         exact,
         *([joined] if best else []),
@@ -203,7 +205,46 @@ def _chart(
         *([labels] if named else []),
     ]
     chart = alt.layer(*layers).add_params(focus_param())
-    return finish(chart, height=380, description=words)
+    return finish(chart, height=_HEIGHT, description=words)
+
+
+def _names(points: Sequence[Mapping[str, Any]], legend: Sequence[str]) -> Any:
+    import altair as alt
+
+    text = alt.Chart(data_of(points)).mark_text(align="left", dx=6, dy=-5, fontSize=9)
+    return text.encode(
+        color=color_by("origin", legend),
+        opacity=focus_opacity("origin"),
+        text=alt.Text("method", type="nominal"),
+    )
+
+
+def _with_room(
+    points: Sequence[Mapping[str, Any]], every: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The points whose names cover no dot and no name before them, in a narrow drawing."""
+    bits = [float(point["bits"]) for point in every]
+    heights = [math.log(float(point["perplexity_ratio"])) for point in every]
+    wide = (max(bits) - min(bits)) or 1.0
+    tall = (max(heights) - min(heights)) or 1.0
+
+    def place(point: Mapping[str, Any]) -> tuple[float, float]:
+        across = (float(point["bits"]) - min(bits)) / wide * _WIDTH
+        return across, (max(heights) - math.log(float(point["perplexity_ratio"]))) / tall * _HEIGHT
+
+    boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in map(place, every)]
+    kept = []
+    for point in points:
+        x, y = place(point)
+        box = (x + 6, y - 12, x + 6 + 5 * len(str(point["method"])), y - 4)
+        if box[2] <= 1.25 * _WIDTH and not any(_touch(box, other) for other in boxes):
+            boxes.append(box)
+            kept.append(point)
+    return kept
+
+
+def _touch(one: _Box, other: _Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> DataTable:

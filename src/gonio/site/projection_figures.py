@@ -14,6 +14,7 @@ from gonio.site.charts import (
     focus_param,
     shape_by,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Choice, Figure, Panel, table_from_rows
@@ -170,11 +171,7 @@ def _chart(
             {"layers": "d"} | dict.fromkeys(("mean", "lower", "upper", "spread"), ".3~g"),
         ),
     )
-    chance = (
-        alt.Chart(data_of([{"chance": 1}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("chance", type="quantitative"))
-    )
+    chance = upright_rule("chance", 1)
     params = (focus_param(), alt.param(name="k", value=option))
     height = max(30, 16 * len(legend)) * len(order)
     return finish(

@@ -18,6 +18,7 @@ from gonio.site.distance_figures import cosine_figure, gain_figure
 from gonio.site.figure import Figure
 from gonio.site.fleet_figures import fleet_figure
 from gonio.site.key_figures import convergence_figure, cosine_heatmap, cosine_lines
+from gonio.site.leading_figures import leading_figure
 from gonio.site.length_figures import length_figure
 from gonio.site.limit_figures import limit_figure
 from gonio.site.overlap_figures import base_overlap_figure, pair_overlap_figure
@@ -65,6 +66,7 @@ PLOTS: dict[str, dict[str, Draw]] = {
         "heads": _one(cosine_heatmap),
         "convergence": _one(convergence_figure),
         "collapse": _one(collapse_figure),
+        "leading": _one(leading_figure),
     },
     "cache-calibration": {"limit": limit_figure, "lengths": _one(length_figure)},
     "cache-evaluation": {
@@ -88,7 +90,7 @@ _DEFAULTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "cache-calibration": (("limit", "lengths"),),
     "cache-evaluation": (("perplexity",), ("memory",)),
     "cache-allocation": (("quality",), ("bits",)),
-    "key-geometry": (("cosine",), ("collapse",)),
+    "key-geometry": (("cosine",), ("collapse",), ("leading",)),
     "study": (("width",), ("steps",)),
     "study-status": (("width",), ("steps",)),
     "weight-signs": (("signs",), ("experts",)),

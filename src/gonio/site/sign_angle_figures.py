@@ -19,7 +19,7 @@ from gonio.site.charts import (
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, pivot_table
-from gonio.site.numbers import chart_number, rows_of, show
+from gonio.site.numbers import capitalized, chart_number, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,7 +122,7 @@ def _describe_angles(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
     angles = [row["angle"] for row in rows]
     above = sum(angle > _CUTOFF for angle in angles)
     return (
-        f"{title[0].upper()}{title[1:]}: from {show(min(angles), 3)} to {show(max(angles), 3)} "
+        f"{capitalized(title)}: from {show(min(angles), 3)} to {show(max(angles), 3)} "
         f"degrees; {above} of {len(angles)} layers above {show(_CUTOFF)}."
     )
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
-from gonio.site.heat_maps import layer_heat_map
-from gonio.site.numbers import chart_number, is_missing, rows_of, show
+from gonio.site.heat_maps import layer_heat_map, octave_color
+from gonio.site.numbers import capitalized, chart_number, is_missing, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,6 @@ _COLUMNS = (
     *("value", "chance", "threshold"),
 )
 _NORMS = {"key_norm": "norms of keys", "value_norm": "norms of values"}
-_RATIO_TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 _HEADINGS = {"place": "where", "layer": "layer", "per_window": "per window"}
 _SINK_HEADINGS = {
     **_HEADINGS,
@@ -94,7 +93,7 @@ def outlier_figure(entry: SiteRecord) -> Figure | None:
     for what, rows in parts.items():
         values = [row["value"] for row in rows]
         words = (
-            f"{_NORMS[what][0].upper()}{_NORMS[what][1:]}: outliers in "
+            f"{capitalized(_NORMS[what])}: outliers in "
             f"{len({row['layer'] for row in rows})} layers, from {show(min(values), 3)} to "
             f"{show(max(values), 3)} times the median."
         )
@@ -221,19 +220,8 @@ def _sink_chart(rows: Sequence[Mapping[str, Any]], entry: SiteRecord, words: str
 def _norm_chart(
     rows: Sequence[Mapping[str, Any]], reach: float, entry: SiteRecord, words: str
 ) -> dict[str, Any]:
-    import altair as alt
-
     octaves = math.log2(reach)
-    color = alt.Color(
-        "octaves",
-        type="quantitative",
-        scale=alt.Scale(domain=[-octaves, octaves], domainMid=0),
-        legend=alt.Legend(
-            title="norm / median",
-            values=[math.log2(n) for n in _RATIO_TICKS if 1 / reach <= n <= reach],
-            labelExpr="format(pow(2, datum.value), '.2~r')",
-        ),
-    )
+    color = octave_color(-octaves, octaves, "norm / median")
     # Zero vectors take the color of the shortest others.
     drawn = [
         {**row, "octaves": chart_number(math.log2(max(row["value"], 1 / reach)))} for row in rows

@@ -25,7 +25,8 @@ from gonio.site.charts import (
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, pivot_table
-from gonio.site.numbers import chart_number, rows_of, show
+from gonio.site.heat_maps import octave_color
+from gonio.site.numbers import capitalized, chart_number, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,6 @@ _QUANTITIES = {
 _NULL_SAMPLES = 400
 _MOST_POINTS = 64  # drawn of one spectrum
 _LARGEST_NULL_RANK = 256  # above it the null is neither cheap nor of interest
-_LEGEND_TICKS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 _LOG_BELOW = 0.01  # ratios that a linear axis cannot show
 
 
@@ -139,7 +139,7 @@ def ratio_heatmap(records: Sequence[SiteRecord], column: str = "stable_rank") ->
     low, high = show(frame["value"].min(), 3), show(frame["value"].max(), 3)
     return Figure(
         name=f"{column.replace('_', '-')}-heatmap",
-        title=f"{title[0].upper()}{title[1:]} by layer and projection",
+        title=f"{capitalized(title)} by layer and projection",
         description=f"{title} of {len(frame)} updates, from {low} to {high}.",
         caption=(
             "Each cell is one weight matrix."
@@ -329,18 +329,15 @@ def _color_scale(values: pd.Series[float], is_ratio: bool) -> tuple[float, float
 def _heat_chart(frame: pd.DataFrame, title: str, scale: tuple[float, float]) -> dict[str, Any]:
     import altair as alt
 
-    is_ratio = title.endswith("/ chance")
-    field, colors, legend = "value", alt.Scale(domain=list(scale)), alt.Legend(title=title)
-    if is_ratio:
-        # Half and twice chance are equally far from it; the legend shows the ratios.
+    fields = ["module", "layer", "projection", "value"]
+    if title.endswith("/ chance"):
         frame = frame.assign(octaves=np.log2(frame["value"]))
-        field = "octaves"
-        colors = alt.Scale(domain=[math.log2(edge) for edge in scale], domainMid=0)
-        ticks = [math.log2(n) for n in _LEGEND_TICKS if scale[0] <= n <= scale[1]]
-        labels = "format(pow(2, datum.value), '.2~r')"
-        legend = alt.Legend(title=title, values=ticks, labelExpr=labels)
+        fields.append("octaves")
+        color = octave_color(math.log2(scale[0]), math.log2(scale[1]), title)
+    else:
+        colors, legend = alt.Scale(domain=list(scale)), alt.Legend(title=title)
+        color = alt.Color("value", type="quantitative", scale=colors, legend=legend)
     order = projection_order(frame["projection"])
-    fields = ["module", "layer", "projection", "value", *({field} - {"value"})]
     layers = sorted(set(frame["layer"]))
     step = 1 if len(layers) <= 12 else 5 if len(layers) <= 60 else 10
     chart = (
@@ -362,7 +359,7 @@ def _heat_chart(frame: pd.DataFrame, title: str, scale: tuple[float, float]) -> 
                 title=None,
                 axis=alt.Axis(grid=False, domain=False, ticks=False),
             ),
-            color=alt.Color(field, type="quantitative", scale=colors, legend=legend),
+            color=color,
             tooltip=tooltips({"module": "module", "value": title}, {"value": ".4~g"}),
         )
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from gonio.linalg.association import what_points_can_say
 from gonio.site.charts import (
+    are_bounded,
     color_by,
     data_of,
     finish,
@@ -14,11 +15,12 @@ from gonio.site.charts import (
     focus_param,
     shape_by,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
-from gonio.site.numbers import chart_number, is_missing, rows_of, show
-from gonio.site.study_figures import FIRST_STUDY, first_study
+from gonio.site.first_study import FIRST_STUDY, first_study
+from gonio.site.numbers import capitalized, chart_number, is_missing, rows_of, show
 
 __all__ = ["behavior_figure", "bitfit_figure"]
 
@@ -59,7 +61,7 @@ def behavior_figure(entry: SiteRecord) -> Figure | None:
     panels, said = [], []
     for rows, pairs, suffix in ((cells, _PAIRS, ""), (published, _PUBLISHED, f" ({FIRST_STUDY})")):
         for x, x_title, y, y_title in pairs:
-            title = f"{y_title[0].upper()}{y_title[1:]} by {x_title}{suffix}"
+            title = f"{capitalized(y_title)} by {x_title}{suffix}"
             words = f"{title}: {len(rows)} points."
             chart = _scatter(rows, legend, (x, x_title), (y, y_title), words)
             panels.append(Panel(title, chart))
@@ -133,7 +135,9 @@ def bitfit_figure(entry: SiteRecord) -> Figure | None:
     )
     legend = tuple(dict.fromkeys(str(row["series"]) for row in rows))
     words = "Share of DPO's loss reduction that biases reach: " + "; ".join(
-        f"{row['label']}, {row['series']}: {show(row['share'], 3)}" for row in rows
+        f"{row['label']}, {row['series']}: {show(row['share'], 3)}"
+        for row in rows
+        if not is_missing(row["share"])
     )
     return Figure(
         name="study-bitfit",
@@ -268,11 +272,7 @@ def _bars(rows: Sequence[Mapping[str, Any]], legend: Sequence[str], words: str) 
         tooltip=tooltips({"label": "model", "series": "loss", "share": "share"}, {"share": ".3~g"}),
     )
     intervals = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, clip=True)
-    whole = (
-        alt.Chart(data_of([{"all": 1.0}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("all", type="quantitative"))
-    )
+    whole = upright_rule("all", 1.0)
     intervals = intervals.encode(x=alt.X("low", type="quantitative"), x2=alt.X2("high"))
     bounds = [intervals] if are_bounded(points) else []
     return finish(alt.layer(bars, *bounds, whole), height=40 * len(labels) + 10, description=words)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gonio.site.charts import (
+    are_bounded,
     chance_rule,
     color_by,
     data_of,
@@ -22,29 +20,17 @@ from gonio.site.charts import (
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
+from gonio.site.first_study import FIRST_STUDY, cited, first_study, mean_line
 from gonio.site.numbers import chart_number, is_missing, rows_of, show
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "FIRST_STUDY",
-    "cited",
-    "first_study",
     "overlap_figure",
     "step_figure",
     "width_figure",
 ]
-
-FIRST_STUDY = "first study"
-
-
-@cache
-def first_study() -> Mapping[str, Any]:
-    """Published numbers of the first study, with their source."""
-    text = (files("gonio.site") / "first_study.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
 
 
 def width_figure(entry: SiteRecord) -> Figure | None:
@@ -82,7 +68,8 @@ def width_figure(entry: SiteRecord) -> Figure | None:
         caption=(
             "Points: mean over the updates and seeds of a model; bars: Student's interval over "
             "seeds, cut off at the edge where few seeds leave it wider than the chart. Ticks: "
-            "random factors of the same shapes. Series are moved a little sideways. "
+            "random factors of the same shapes. Thin line: the mean of the first study, near which "
+            "all its widths lie. Series are moved a little sideways. "
             f"{says} {cited('stable_rank')}"
         ),
         panels=(Panel("", _width_chart(rows, legend, words)),),
@@ -262,15 +249,6 @@ def _trends(entry: SiteRecord) -> str:
     return f"Trend over models: {slopes}. {shown[0]['says']}."
 
 
-def cited(part: str) -> str:
-    """Where the first study's numbers of a figure come from, as a sentence."""
-    found = first_study()
-    return (
-        f"{FIRST_STUDY.capitalize()}: {found['url']} ({', '.join(found[part]['files'])}); "
-        f"{found['setting']}."
-    )
-
-
 def _series(table: pd.DataFrame) -> pd.Series[str]:
     return table["recipe"].astype(str) + ", seed " + table["seed"].astype(str)
 
@@ -318,7 +296,7 @@ def _width_chart(
         opacity=focus_opacity("series", 0.6),
     )
     bounds = [bars] if are_bounded(points) else []
-    chart = alt.layer(nulls, *bounds, marks).add_params(focus_param())
+    chart = alt.layer(nulls, *bounds, mean_line(), marks).add_params(focus_param())
     return finish(chart, height=280, description=words)
 
 

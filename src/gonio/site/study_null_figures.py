@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gonio.site.charts import (
+    are_bounded,
     color_by,
     data_of,
     finish,
@@ -16,8 +17,8 @@ from gonio.site.charts import (
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
+from gonio.site.first_study import FIRST_STUDY, cited, first_study
 from gonio.site.numbers import chart_number, is_missing, rows_of, show
-from gonio.site.study_figures import FIRST_STUDY, cited, first_study
 
 __all__ = ["alignment_figure", "depth_figure", "study_gain_figure"]
 

@@ -14,6 +14,7 @@ from gonio.site.charts import (
     focus_param,
     shape_by,
     tooltips,
+    upright_rule,
 )
 from gonio.site.collection import SiteRecord
 from gonio.site.figure import Figure, Panel, table_from_rows
@@ -229,13 +230,8 @@ def _rows_axis(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _zero() -> Any:
-    import altair as alt
 
-    return (
-        alt.Chart(data_of([{"zero": 0}]))
-        .mark_rule(style="chance")
-        .encode(x=alt.X("zero", type="quantitative"))
-    )
+    return upright_rule("zero", 0)
 
 
 def _sign_chart(
