@@ -77,8 +77,8 @@ def allocated_bits_figure(entry: SiteRecord) -> Figure | None:
         title="Where do the bits go?",
         description=" ".join(said),
         caption=(
-            "Bits per element of codes in each layer; every policy spends the same total. Heads "
-            "of a layer share its bits by the metric, but under the uniform and the angle policy."
+            "Bits per element of codes in each layer; every policy spends the same total. Inside "
+            "a layer the metric shares them over the coordinates of all heads."
         ),
         panels=tuple(panels),
         table=pivot_table(cells, index="layer", series="series", value="bits", heading="layer"),
@@ -177,7 +177,9 @@ def _quality_chart(
 ) -> dict[str, Any]:
     import altair as alt
 
-    scale = alt.Scale(type="log", nice=True)
+    seen = [row[name] for row in rows for name in ("ratio", "low", "high")]
+    known = [1.0, *(value for value in seen if value is not None)]
+    scale = alt.Scale(type="log", nice=False, domain=[min(known) / 1.01, max(known) * 1.01])
     told = {"policy": "policy", "bits": "bits", "ratio": "ratio", "kl": "KL"}
     base = alt.Chart(data_of(rows)).encode(
         x=alt.X("bits", type="quantitative", title="bits per element", scale=alt.Scale(zero=False)),
