@@ -1,14 +1,23 @@
 """The spectrum from the factors is the spectrum of the product, beside a null that holds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from gonio.adapters import load_adapter, random_lora, spectrum_table
-from gonio.adapters.measure import singular_value_table
+from gonio.adapters import DenseUpdate, load_adapter, random_lora, spectrum_table
+from gonio.adapters.batches import spectra_of
+from gonio.adapters.measure import numerical_rank_of, singular_value_table
 from gonio.errors import AdapterError
-from gonio.linalg.spectrum import spectral_tolerance
+from gonio.linalg.spectrum import (
+    effective_rank,
+    energy_rank,
+    frobenius_norm,
+    spectral_norm,
+    spectral_tolerance,
+    stable_rank,
+)
 
 Q = "model.layers.{}.self_attn.q_proj"
 SHAPES = [(1, 1, 1), (7, 5, 3), (5, 7, 5), (3, 9, 8), (96, 64, 8), (64, 96, 1)]
@@ -208,3 +217,62 @@ def test_the_null_of_a_shape_is_that_of_its_transpose(factors, make_adapter):
     columns = [c for c in spectrum_table(adapter, samples=20) if c.startswith("random_lora")]
     first, second = (row for _, row in spectrum_table(adapter, samples=20)[columns].iterrows())
     assert first.equals(second)
+
+
+def awkward_pairs(factors):
+    """Rank 1, zero, repeated values, few directions of many, wide rank, huge and tiny scales."""
+    eye = torch.eye(12, dtype=torch.float64)
+    lora_b, lora_a = (factor.double() for factor in factors(30, 20, 4))
+    dependent = lora_b.clone()
+    dependent[:, 2:] = dependent[:, :2]
+    plain = [
+        *((lora_b * scale, lora_a * scale) for scale in (1.0, 1e-60, 1e60, 2.0**-20)),
+        (lora_b * torch.tensor([1.0, 1e-3, 1e-6, 1e-12], dtype=torch.float64), lora_a),
+        (dependent, lora_a),
+        (0 * lora_b, lora_a),
+        (lora_b, 0 * lora_a),
+    ]
+    tied = [(eye[:, :10], eye[:10]), (3 * eye[:, :10], eye[:10]), (0 * eye[:, :10], eye[:10])]
+    others = [factors(30, 20, 1), factors(20, 30, 1), factors(3, 4, 9), factors(1, 1, 1)]
+    return plain + tied + others + [factors(20, 30, 4, torch.bfloat16), factors(12, 12, 10)]
+
+
+@pytest.mark.parametrize("scaling", [1.0, -1e-9])
+def test_the_table_is_that_of_each_module_alone(scaling, factors, make_adapter):
+    """Stacks of one shape against the functions of one spectrum, called per module."""
+    pairs = awkward_pairs(factors)
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    adapter = make_adapter({Q.format(i): pairs[i] for i in order}, scaling=scaling)
+    updates = list(adapter.updates.values())
+    table = spectrum_table(adapter, samples=5).set_index("module")
+    assert table.index.tolist() == [update.module for update in updates]
+    assert (table["frobenius_norm"] == 0).sum() == 3
+    for i, spectrum in spectra_of(updates):
+        row, sigma = table.loc[updates[i].module], spectrum.sigma
+        rank = numerical_rank_of(updates[i], sigma, spectrum.error)
+        assert row["numerical_rank"] == rank
+        assert row["error_bound"] == float(spectrum.error.max())
+        names = ["frobenius_norm", "spectral_norm", "stable_rank", "effective_rank", "k90", "k99"]
+        expected = [0.0, 0.0, *[math.nan] * 4]
+        if rank:
+            values = frobenius_norm, spectral_norm, stable_rank, effective_rank
+            expected = [float(value(sigma)) for value in values]
+            expected += [float(energy_rank(sigma, share)) for share in (0.9, 0.99)]
+        assert row[names].tolist() == pytest.approx(expected, rel=1e-14, abs=0, nan_ok=True)
+        alone = make_adapter({"x": (updates[i].lora_b, updates[i].lora_a)}, scaling=scaling)
+        if rank:
+            single = spectrum_table(alone, samples=5).iloc[0]
+            assert row[names].tolist() == pytest.approx(single[names].tolist(), rel=1e-12, abs=0)
+            chance = [name for name in table if name.startswith("random_lora")]
+            assert row[chance].tolist() == single[chance].tolist()
+
+
+def test_a_dense_update_among_factors(factors, make_adapter):
+    """It is a stack of its own; its chance is that of a Gaussian matrix, not of factors."""
+    matrix = torch.linspace(-1, 1, 63, dtype=torch.float64).sin().reshape(7, 9)
+    adapter = make_adapter({Q.format(0): factors(7, 9, 7)})
+    dense = DenseUpdate(Q.format(1), (7, 9), lambda: matrix)
+    both = replace(adapter, updates={**adapter.updates, dense.module: dense})
+    first, second = (row for _, row in spectrum_table(both, samples=50).iterrows())
+    assert second["stable_rank"] == pytest.approx(dense_row(matrix)["stable_rank"], rel=1e-6)
+    assert first["random_lora_stable_rank"] < 0.9 * second["random_lora_stable_rank"]

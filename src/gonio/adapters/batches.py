@@ -15,7 +15,7 @@ from torch import Tensor
 from gonio.adapters.update import LoraUpdate, with_factors
 from gonio.linalg.lowrank import FactoredSpectrum, factored_spectrum, factored_truncation
 
-__all__ = ["spectra_of", "truncations_of"]
+__all__ = ["batched_spectra", "spectra_of", "truncations_of"]
 
 _STACKED = 1 << 21  # numbers in one stack of rank-by-rank matrices: 16 MB in float64
 
@@ -29,16 +29,33 @@ def spectra_of(updates: Sequence[LoraUpdate]) -> Iterator[tuple[int, FactoredSpe
     Yields:
         Position in ``updates`` and spectrum, shape by shape.
     """
+    for batch, spectra in batched_spectra(updates):
+        yield from zip(batch, _members(spectra), strict=True)
+
+
+def batched_spectra(
+    updates: Sequence[LoraUpdate],
+) -> Iterator[tuple[list[int], FactoredSpectrum]]:
+    """The spectra of :func:`spectra_of`, those of one kind, shape and rank in one stack.
+
+    Args:
+        updates: Updates of any shapes.
+
+    Yields:
+        Positions in ``updates`` and their spectra, with one leading dimension of that length.
+    """
     for batch in _batches(updates, [update.rank for update in updates]):
         if not _is_factored(updates[batch[0]]):
-            yield from ((i, _own_spectrum(updates[i], updates[i].singular_values())) for i in batch)
+            for i in batch:
+                own = _own_spectrum(updates[i], updates[i].singular_values())
+                yield [i], FactoredSpectrum(own.sigma[None], own.error[None], own.by_gram[None])
             continue
         found = factored_spectrum(
             [updates[i].lora_b for i in batch],
             [updates[i].lora_a for i in batch],
             torch.tensor([updates[i].scaling for i in batch], dtype=torch.float64),
         )
-        yield from zip(batch, _members(found), strict=True)
+        yield batch, found
 
 
 def truncations_of(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from gonio.adapters.adapter import Adapter
-from gonio.adapters.batches import spectra_of
+from gonio.adapters.batches import batched_spectra, spectra_of
 from gonio.adapters.update import LoraUpdate
 from gonio.errors import AdapterError
 from gonio.linalg.chance import random_lora_singular_values, random_matrix_singular_values
@@ -35,9 +37,16 @@ __all__ = [
 ]
 
 NULL_SAMPLES = 500
-_MISSING = math.nan
 _FEWEST_DENSE = 40
 _DENSE_WORK = 40_000_000  # squared sides: about a second of eigenvalues
+_MEASURED: tuple[str, ...] = (
+    "frobenius_norm",
+    "spectral_norm",
+    "stable_rank",
+    "effective_rank",
+    "numerical_rank",
+)
+_MEASURED += ("k90", "k99", "error_bound")
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,9 @@ class RandomLora:
     effective_rank: float
     k90: float
     k99: float
+
+
+_CHANCE = tuple(f"random_lora_{field.name}" for field in fields(RandomLora))
 
 
 def spectrum_table(
@@ -96,19 +108,20 @@ def spectrum_table(
     Theorem: ``stableRank_le_rank``.
     """
     updates = list(adapter.updates.values())
-    nulls: dict[tuple[int, int, int], RandomLora] = {}
-    rows: dict[int, dict[str, object]] = {}
-    for done, (i, spectrum) in enumerate(spectra_of(updates), start=1):
-        smaller, larger = sorted(updates[i].shape)  # the law is that of the transposed product
-        rank = 0 if updates[i].kind == "dense" else updates[i].rank
-        key = (larger, smaller, rank)
-        if key not in nulls:
-            null = random_lora if rank else _random_dense
-            nulls[key] = null(larger, smaller, rank, samples=samples, seed=seed)
-        rows[i] = _row(updates[i], spectrum, nulls[key])
-        if progress:
-            progress(updates[i].module, done, len(updates))
-    table = pd.DataFrame([rows[i] for i in range(len(updates))]).astype({"layer": "Int64"})
+    measured = np.empty((len(updates), len(_MEASURED)))
+    chance = np.empty((len(updates), len(_CHANCE)))
+    done = 0
+    for batch, spectra in batched_spectra(updates):
+        first = updates[batch[0]]
+        smaller, larger = sorted(first.shape)  # the law is that of the transposed product
+        rank = 0 if first.kind == "dense" else first.rank
+        measured[batch] = _summaries(first.shape, spectra)
+        chance[batch] = astuple(_null(larger, smaller, rank, samples, seed))
+        for i in batch:
+            done += 1
+            if progress:
+                progress(updates[i].module, done, len(updates))
+    table = _table(updates, measured, chance)
     _require_energy(adapter, table["spectral_norm"].tolist())
     return table
 
@@ -234,30 +247,50 @@ def _require_energy(adapter: Adapter, largest: Sequence[float]) -> None:
         )
 
 
-def _row(update: LoraUpdate, spectrum: FactoredSpectrum, null: RandomLora) -> dict[str, object]:
-    rank = numerical_rank_of(update, spectrum.sigma, spectrum.error)
+def _summaries(shape: tuple[int, int], spectra: FactoredSpectrum) -> NDArray[np.float64]:
+    """The columns ``_MEASURED`` of N updates of one shape, float64, shape ``(N, 8)``."""
+    resolved = (spectra.sigma > spectra.error).sum(dim=-1)
+    rank = numerical_rank(spectra.sigma, shape, dtype=torch.float32).minimum(resolved)
     is_zero = rank == 0
-    sigma = torch.zeros_like(spectrum.sigma) if is_zero else spectrum.sigma
-    return {
-        "module": update.module,
-        "layer": update.layer,
-        "projection": update.projection,
-        "out_features": update.out_features,
-        "in_features": update.in_features,
-        "rank": update.rank,
-        "scaling": update.scaling,
-        "frobenius_norm": float(frobenius_norm(sigma)),
-        "spectral_norm": float(spectral_norm(sigma)),
-        "stable_rank": _MISSING if is_zero else float(stable_rank(sigma)),
-        "effective_rank": _MISSING if is_zero else float(effective_rank(sigma)),
-        "numerical_rank": rank,
-        "k90": _MISSING if is_zero else float(energy_rank(sigma, 0.9)),
-        "k99": _MISSING if is_zero else float(energy_rank(sigma, 0.99)),
-        "error_bound": float(spectrum.error.max()),
-        "random_lora_stable_rank": null.stable_rank,
-        "random_lora_stable_rank_low": null.stable_rank_low,
-        "random_lora_stable_rank_high": null.stable_rank_high,
-        "random_lora_effective_rank": null.effective_rank,
-        "random_lora_k90": null.k90,
-        "random_lora_k99": null.k99,
+    sigma = torch.where(is_zero.unsqueeze(-1), 0.0, spectra.sigma)
+    ratios = torch.full((4, len(sigma)), math.nan, dtype=torch.float64)
+    if not bool(is_zero.all()):
+        others = sigma[~is_zero]
+        ratios[:, ~is_zero] = torch.stack(
+            [
+                stable_rank(others),
+                effective_rank(others),
+                energy_rank(others, 0.9).double(),
+                energy_rank(others, 0.99).double(),
+            ]
+        )
+    stable, effective, k90, k99 = ratios
+    norms = frobenius_norm(sigma), spectral_norm(sigma)
+    columns = (*norms, stable, effective, rank.double(), k90, k99, spectra.error.amax(dim=-1))
+    return torch.stack(columns, dim=-1).numpy()
+
+
+def _table(
+    updates: Sequence[LoraUpdate], measured: NDArray[np.float64], chance: NDArray[np.float64]
+) -> pd.DataFrame:
+    """One row per update: what it is, what was measured and what chance gives."""
+    columns: dict[str, object] = {
+        "module": [update.module for update in updates],
+        "layer": pd.array([update.layer for update in updates], dtype="Int64"),
+        "projection": [update.projection for update in updates],
+        "out_features": [update.out_features for update in updates],
+        "in_features": [update.in_features for update in updates],
+        "rank": [update.rank for update in updates],
+        "scaling": [update.scaling for update in updates],
+        **dict(zip(_MEASURED, measured.T, strict=True)),
+        **dict(zip(_CHANCE, chance.T, strict=True)),
     }
+    columns["numerical_rank"] = measured[:, _MEASURED.index("numerical_rank")].astype(np.int64)
+    return pd.DataFrame(columns)
+
+
+@cache
+def _null(larger: int, smaller: int, rank: int, samples: int, seed: int) -> RandomLora:
+    """The null of a shape, drawn once for all adapters of a fleet; rank 0 is a dense update."""
+    draw = random_lora if rank else _random_dense
+    return draw(larger, smaller, rank, samples=samples, seed=seed)

@@ -77,12 +77,3 @@ def gram_triangles(matrices: Sequence[Tensor]) -> GramTriangles:
     entry = 1.01 * _UNIT * (min(columns, _CHUNK) + pieces + rank + 8)
     deviation = torch.where(usable, entry * column_sums.square().sum(dim=-1), torch.inf)
     return GramTriangles(lengths, triangles, inverses, deviation)
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """``X X^T`` of shape ``(r, r)``, summed over pieces of the rows."""
-    pieces = [piece.double() for piece in matrix.split(_CHUNK, dim=1)]
-    total: Tensor = pieces[0] @ pieces[0].mT
-    for piece in pieces[1:]:
-        total = torch.addmm(total, piece, piece.mT)
-    return total

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -30,7 +31,7 @@ Progress = Callable[[str, int, int], None]
 
 _PARTS = ".parts"
 _RECORD = "fleet"
-_ADAPTERS_PER_WORKER = 20  # what a worker measures in about the time it takes to start
+_ADAPTERS_PER_WORKER = 100  # what a worker measures in about the time it takes to start
 _FEW_SEEDS = 5
 
 
@@ -51,7 +52,7 @@ def inspect_fleet(
         roots: Adapter folders, and folders that hold adapters or ``checkpoint-N`` folders.
         engine: ``"local"`` or ``"ray"`` (:func:`gonio.pipelines.engines.run_tasks`).
         workers: Adapters measured at a time. None: one per CPU, with ``"local"`` fewer for small
-            fleets, since a worker takes as long to start as 20 adapters take to measure.
+            fleets, since a worker takes as long to start as 100 adapters take to measure.
         groups: Adapter name to the name of its seed group. None: adapters of equal shapes whose
             names differ only in a number after ``seed`` or in a last ``-N``.
         samples: Random factor pairs per shape behind the chance columns.
@@ -153,13 +154,12 @@ def _tables(
 
 
 def _long_table(measured: Sequence[MeasuredAdapter]) -> pd.DataFrame:
-    frames = []
-    for one in measured:
-        frame = one.modules.copy()
-        for place, name in enumerate(("adapter", "path", "step")):
-            frame.insert(place, name, one.row[name])
-        frames.append(frame.astype({"step": "Int64"}))
-    return pd.concat(frames, ignore_index=True)
+    """The tables of all adapters below each other, each row with its adapter, path and step."""
+    table = pd.concat([one.modules for one in measured], ignore_index=True)
+    member = np.repeat(np.arange(len(measured)), [len(one.modules) for one in measured])
+    origin = pd.DataFrame([one.row for one in measured])[["adapter", "path", "step"]]
+    origin = origin.astype({"step": "Int64"}).take(member).reset_index(drop=True)
+    return pd.concat([origin, table], axis=1)
 
 
 def _group_table(adapters: pd.DataFrame, seed: int) -> pd.DataFrame:
