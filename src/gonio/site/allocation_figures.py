@@ -88,7 +88,7 @@ def allocated_bits_figure(entry: SiteRecord) -> Figure | None:
 
 
 def allocation_quality_figure(records: Sequence[SiteRecord]) -> Figure | None:
-    """Perplexity ratio against stored bits, a line per policy; None without records.
+    """Perplexity ratio at each total of stored bits, policies side by side; None without records.
 
     Raises:
         RecordError: A record lacks the table or a column.
@@ -181,8 +181,16 @@ def _quality_chart(
     known = [1.0, *(value for value in seen if value is not None)]
     scale = alt.Scale(type="log", nice=False, domain=[min(known) / 1.01, max(known) * 1.01])
     told = {"policy": "policy", "bits": "bits", "ratio": "ratio", "kl": "KL"}
-    base = alt.Chart(data_of(rows)).encode(
-        x=alt.X("bits", type="quantitative", title="bits per element", scale=alt.Scale(zero=False)),
+    data = [{**row, "budget": show(row["bits"], 3)} for row in rows]  # ascending
+    base = alt.Chart(data_of(data)).encode(
+        x=alt.X(
+            "budget",
+            type="ordinal",
+            sort=None,
+            title="bits per element",
+            axis=alt.Axis(labelAngle=0),
+        ),
+        xOffset=alt.XOffset("policy", type="nominal", sort=list(legend)),
         y=alt.Y("ratio", type="quantitative", scale=scale, title="perplexity over full precision"),
         color=color_by("policy", legend),
         tooltip=tooltips(told, dict.fromkeys(("bits", "ratio", "kl"), ".4~g")),
@@ -196,7 +204,7 @@ def _quality_chart(
             opacity=focus_opacity("policy", 0.6),
         )
     )
-    marks = series_marks(base, "policy", legend)
+    _, points = series_marks(base, "policy", legend)
     bounds = [intervals] if are_bounded(rows) else []
-    chart = alt.layer(chance_rule(1.0), *bounds, *marks).add_params(focus_param())
+    chart = alt.layer(chance_rule(1.0), *bounds, points).add_params(focus_param())
     return finish(chart, height=280, description=words)
