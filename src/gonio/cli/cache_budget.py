@@ -90,20 +90,20 @@ def allocate(
     """Share bits over the layers of MODEL's cache, keys against values, by trying on its output.
 
     Equal bits are the start; departures from them (keys against values, layers by the metric,
-    first and last layer, heads) are kept where held-out text says they help. Every trial is kept
+    first and last layer) are kept where held-out text says they help. Every trial is kept
     beside --out (in c.points.json for c.safetensors): after Ctrl-C the same command goes on.
 
     Give --bits, or --target-ppl-ratio for about the fewest bits that reach a quality: searched on
     held-out calibration windows (the upper end of the ratio's interval counts), reported on
     evaluation windows that nothing was chosen on. The codec is an ordinary one.
 
-    Keys are coded after rotary embedding. For contexts longer than --window give --context: what
-    codecs are fitted to and searched on is then read at positions all over it; what is reported
-    is still read from the start.
+    Keys are coded before rotary embedding where the model's turns are known, and serve all
+    positions. With --context, what codecs are fitted to and searched on is read at positions all
+    over it, as models whose turns are not known need; what is reported is read from the start.
 
     \b
     Example:
-      gonio cache allocate smollm2-135m --bits 2.25 --compare
+      gonio cache allocate smollm2-135m --bits 1.75 --compare
       gonio cache allocate MODEL --target-ppl-ratio 1.05 --out c.safetensors
     """
     from gonio.pipelines.cache_allocate import AllocationPlan

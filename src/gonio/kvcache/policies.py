@@ -4,8 +4,8 @@
 - ``collapse-angle``: the published rule, 2 bits for a layer whose keys are up to 44 degrees from
   their signs (values from theirs), 3 above, 1 for heads of 512; scaled to the total that is asked
   for, which the rule does not name.
-- ``shared``: keys and values get half each, and share their half over layers and heads by the
-  metric: what ``calibrate`` does with equal ``bits`` and ``value_bits``.
+- ``shared``: keys and values get half each, and share their half over layers by the metric:
+  what ``calibrate`` does with equal ``bits`` and ``value_bits``.
 - ``metric``: all units share by predicted damage, keys against values too. No unit falls more
   than half a bit below ``uniform``: predictions hold for small errors, and farther down they can be
   far too low (values of SmolLM2's first layer cost nats, not millinats).

@@ -1,6 +1,6 @@
-"""A way to share bits in five numbers, from equal bits to those of the metric; and its search.
+"""A way to share bits in four numbers, from equal bits to those of the metric; and its search.
 
-The metric of :mod:`gonio.kvcache.sensitivity` says which layers and heads should have more bits,
+The metric of :mod:`gonio.kvcache.sensitivity` says which layers should have more bits,
 and it errs: it describes small and independent errors. So it gives directions only, and how far to
 go along each is found by trying on the whole compressed model. Effects of single units are not
 measured: they are smaller than their noise, and depend on each other.
