@@ -140,8 +140,7 @@ def run_attention(dim: int, chosen: argparse.Namespace, rng: torch.Generator) ->
 
     def fused(tokens: int, level: str) -> Tensor:
         data, plans = (keys.data, values.data), (keys.plan, values.plan)
-        out, _, total = attend(scaled, data, plans, tokens, level=level)
-        return out / total[..., None]
+        return attend(scaled, data, plans, tokens, level=level)[0]
 
     some = min(CHECKED, tokens)
     error = float(

@@ -14,7 +14,7 @@ INTEGERS = ["unit_dims", "unit_shifts", "unit_at", "keys", "key_at", "key_shift"
 SHAPE = {"DIM": 96, "VALUE_DIM": 96, "D": 128, "E": 128, "KEY_WIDTH": 256, "VALUE_WIDTH": 16}
 FLAGS = dict.fromkeys(("HAS_BIAS", "HAS_MASK", "HAS_CAP"), True)
 TYPES = {
-    **dict.fromkeys([*FLOATS, "most_out", "total_out"], "*fp32"),
+    **dict.fromkeys([*FLOATS, "lse_out"], "*fp32"),
     **dict.fromkeys([*INTEGERS, "value_at", "value_shift", "value_mask"], "*i32"),
     "values": "*u8",
     "softcap": "fp32",

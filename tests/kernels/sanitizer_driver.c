@@ -12,7 +12,7 @@ int gonio_scores(const plan *, const uint8_t *, int64_t, int64_t, int64_t, const
                  int64_t, int64_t, int, int, float *);
 int gonio_attention(const plan *, const plan *, const uint8_t *, const uint8_t *, int64_t, int64_t,
                     int64_t, const float *, int64_t, const float *, const float *, int64_t, float,
-                    int64_t, int64_t, int, int, float *, float *, float *);
+                    int64_t, int64_t, int, int, float *, float *);
 void gonio_encode(const plan *, int, uint8_t *, int64_t, int64_t, int64_t, int64_t, const float *,
                   const float *, const int32_t *, int64_t, int);
 void gonio_decode(const plan *, int, const uint8_t *, int64_t, int64_t, int64_t, float *);
@@ -133,10 +133,10 @@ static void run(const plan *keys, const plan *values, int64_t tokens, int64_t ro
     uint8_t *k = encoded(keys, 1, 0, tokens, best), *v = encoded(values, 0, 0, tokens, best);
     float *query = floats(all * DIM), *mask = floats(BATCH * tokens);
     for (int64_t t = 0; t < BATCH * tokens; t++) mask[t] = t % 3 ? mask[t] : -INFINITY;
-    float *first[4] = {0}, *out[4];
+    float *first[3] = {0}, *out[3];
     for (int level = 0; level <= best; level++) {
-        int64_t sizes[4] = {all * tokens, all * DIM, all, all};
-        for (int i = 0; i < 4; i++) {
+        int64_t sizes[3] = {all * tokens, all * DIM, all};
+        for (int i = 0; i < 3; i++) {
             out[i] = floats(sizes[i]);
             memset(out[i], 0, (size_t)sizes[i] * sizeof(float)); /* coordinate 10 has no bits */
         }
@@ -144,9 +144,9 @@ static void run(const plan *keys, const plan *values, int64_t tokens, int64_t ro
                          out[0]) ||
             gonio_attention(keys, values, k, v, BATCH, blocks, tokens, query, rows,
                             rows > 3 ? query : NULL, rows % 2 ? mask : NULL, rows % 2, rows == 2 ? 3.0f : 0.0f, 0, blocks,
-                            precise, level, out[1], out[2], out[3]))
+                            precise, level, out[1], out[2]))
             fail("memory", level, tokens);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 3; i++) {
             float limit = i == 0 ? 0.0f : 0.02f * (float)(tokens + 1);
             if (level) compare(first[i], out[i], sizes[i], limit, "result", level, tokens);
             if (level)
@@ -155,7 +155,7 @@ static void run(const plan *keys, const plan *values, int64_t tokens, int64_t ro
                 first[i] = out[i];
         }
     }
-    for (int i = 0; i < 4; i++) free(first[i]);
+    for (int i = 0; i < 3; i++) free(first[i]);
     free(k), free(v), free(query), free(mask);
 }
 

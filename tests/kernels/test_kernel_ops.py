@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gonio.kernels import attention, decode, encode, scores
+from gonio.errors import SettingError
+from gonio.kernels import attend, attention, decode, encode, scores
 
 from .conftest import make_layer
 
@@ -49,3 +50,13 @@ def test_tensors_elsewhere_go_the_torch_way(arguments):
     found = scores(*arguments[scores][:-1], "reference")
     near = scores(*arguments[scores][:-2], True, "auto")
     torch.testing.assert_close(found, near, rtol=0, atol=1e-3 * float(found.std()))
+
+
+def test_codes_on_another_device_than_the_query_are_refused(arguments):
+    query, keys, *_ = arguments[attention]
+    layer = make_layer("narrow", 2, 12, torch.Generator().manual_seed(0))
+    plans = layer.plan("keys"), layer.plan("values")
+    away = torch.empty((2, keys.shape[1], plans[1].block_bytes), dtype=torch.uint8, device="meta")
+    keys = torch.zeros((2, keys.shape[1], plans[0].block_bytes), dtype=torch.uint8)
+    with pytest.raises(SettingError, match="found one on meta"):
+        attend(query, (keys, away), plans, 70)

@@ -16,7 +16,7 @@ from gonio.kernels.native import compute_level
 from gonio.kernels.triton_kernels import why_no_triton
 
 from .conftest import MIXES, make_layer, needs_triton
-from .test_kernel_levels import normalized, pack
+from .test_kernel_levels import pack
 
 CPU = torch.device("cpu")
 LENGTHS = [0, 1, 63, 64, 65, 300]
@@ -54,7 +54,7 @@ def test_attention_is_that_of_the_reference(
     arguments = (query, *data, *plans, bias, mask, softcap, tokens, False)
     expected, found = (attention(*arguments, which) for which in ("reference", "triton"))
     torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(normalized(found), normalized(expected), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-3, atol=1e-3)
 
 
 @needs_triton

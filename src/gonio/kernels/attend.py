@@ -17,15 +17,16 @@ from gonio.kernels.native import (
     native_call,
     plan_pointer,
     pointer,
+    ready,
 )
 from gonio.kernels.reference import reference_attention
 from gonio.kernels.threads import block_ranges, run_together
 
 __all__ = ["Parts", "attend", "check_codes", "check_query", "merge_attention"]
 
-Parts = tuple[Tensor, Tensor, Tensor]
-"""Sums of ``exp(score - largest)`` times the value ``(batch, heads, rows, value_dim)``, the largest
-score and the sum of the weights ``(batch, heads, rows)``."""
+Parts = tuple[Tensor, Tensor]
+"""Outputs ``(batch, heads, rows, value_dim)`` and the log-sum-exp of the scores ``(batch, heads,
+rows)``: 0 and -infinity where no token is visible. Together they can be merged."""
 
 F32 = torch.float32
 
@@ -42,7 +43,7 @@ def attend(
     precise: bool = False,
     level: str = "auto",
 ) -> Parts:
-    """Attention of scaled queries over packed codes, before the division by the sum.
+    """Attention of scaled queries over packed codes.
 
     Args:
         query: ``(batch, heads, rows, dim)``, in the coordinates of the keys.
@@ -76,25 +77,27 @@ def attend(
         from gonio.kernels.triton_kernels import triton_attention
 
         return merge_attention(triton_attention(query, data, plans, bias, mask, softcap, tokens))
-    query, data = query.to(F32).contiguous(), (data[0].contiguous(), data[1].contiguous())
-    bias, mask = (None if x is None else x.to(F32).contiguous() for x in (bias, mask))
+    query, (key_data, value_data) = ready(query, F32), (ready(x, torch.uint8) for x in data)
+    bias, mask = (None if x is None else ready(x, F32) for x in (bias, mask))
+    shape = (batch, heads, rows)
     ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
-    out = torch.empty((len(ranges), batch, heads, rows, values.dim), dtype=F32)
-    most, total = (torch.empty((len(ranges), batch, heads, rows), dtype=F32) for _ in range(2))
-    packed = plan_pointer(keys), plan_pointer(values)
+    parts = [
+        (torch.empty((*shape, values.dim), dtype=F32), torch.empty(shape, dtype=F32))
+        for _ in ranges
+    ]
+    arguments = (
+        *(plan_pointer(keys), plan_pointer(values), key_data.data_ptr(), value_data.data_ptr()),
+        *(batch, key_data.shape[1], tokens, query.data_ptr(), rows),
+        *(pointer(bias, F32), pointer(mask, F32), 0 if mask is None else mask.shape[1], softcap),
+    )
+    mode = (int(precise), LEVELS.index(chosen))
 
     def part(index: int) -> None:
-        native_call(
-            "gonio_attention",
-            *(*packed, *(pointer(each, torch.uint8) for each in data)),
-            *(batch, data[0].shape[1], tokens, pointer(query, F32), rows),
-            *(pointer(bias, F32), pointer(mask, F32), 0 if mask is None else mask.shape[1]),
-            *(softcap, *ranges[index], int(precise), LEVELS.index(chosen)),
-            *(pointer(each[index], F32) for each in (out, most, total)),
-        )
+        addresses = [each.data_ptr() for each in parts[index]]
+        native_call("gonio_attention", *arguments, *ranges[index], *mode, *addresses)
 
     run_together([partial(part, index) for index in range(len(ranges))])
-    return merge_attention(list(zip(out, most, total, strict=True)))
+    return merge_attention(parts)
 
 
 def merge_attention(parts: Sequence[Parts]) -> Parts:
@@ -104,11 +107,12 @@ def merge_attention(parts: Sequence[Parts]) -> Parts:
     """
     if len(parts) == 1:
         return parts[0]
-    out, most, total = (torch.stack(each) for each in zip(*parts, strict=True))
-    largest = most.amax(dim=0)
-    shift = largest.where(largest > -torch.inf, 0)
-    factor = (most - shift).exp()
-    return (out * factor[..., None]).sum(dim=0), largest, (total * factor).sum(dim=0)
+    out, lse = (torch.stack(each) for each in zip(*parts, strict=True))
+    most = lse.amax(dim=0)
+    share = (lse - most.where(most > -torch.inf, 0)).exp()
+    total = share.sum(dim=0)
+    merged = (out * (share / total.where(total > 0, 1))[..., None]).sum(dim=0)
+    return merged, most + total.log()
 
 
 def check_codes(data: Tensor, plan: CodePlan, batch: int, tokens: int) -> None:

@@ -71,12 +71,12 @@ class CodePlan:
     edges: Tensor
     constants: Tensor
 
-    @property
+    @cached_property
     def heads(self) -> int:
         """Key-value heads."""
         return int(self.constants.shape[0])
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Coordinates of a head."""
         return int(self.constants.shape[1])

@@ -27,6 +27,7 @@ __all__ = [
     "native_library",
     "plan_pointer",
     "pointer",
+    "ready",
     "resolve_level",
 ]
 
@@ -49,7 +50,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         + [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _FLOAT]
         + [_LONG] * 2
         + [_INT] * 2
-        + [_POINTER] * 3,
+        + [_POINTER] * 2,
     ),
     "gonio_encode": (
         None,
@@ -124,7 +125,11 @@ def native_library() -> ctypes.CDLL | None:
 
 def available_levels() -> tuple[str, ...]:
     """Levels that this machine can run, slowest first."""
-    library = native_library()
+    return _levels_of(native_library())
+
+
+@cache
+def _levels_of(library: ctypes.CDLL | None) -> tuple[str, ...]:
     return (REFERENCE, *(LEVELS[: library.gonio_best_level() + 1] if library else ()))
 
 
@@ -169,7 +174,7 @@ def compute_level(level: str, tensor: Tensor) -> str:
         if reason := why_no_triton(tensor.device):
             raise SettingError(reason)
         return TRITON
-    return REFERENCE if tensor.device.type != "cpu" else resolve_level(level)
+    return resolve_level(level) if tensor.is_cpu else REFERENCE
 
 
 def native_call(name: str, *arguments: Any) -> None:
@@ -189,6 +194,19 @@ def plan_pointer(plan: CodePlan) -> Any:
         numbers = (plan.heads, plan.dim, plan.block_bytes)
         _plans[plan] = _Plan(*numbers, *(tensor.data_ptr() for tensor in fields))
     return ctypes.byref(_plans[plan])
+
+
+def ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same numbers, contiguous and of this dtype; the tensor itself where it is so.
+
+    Raises:
+        SettingError: The tensor is not on the CPU.
+    """
+    if not tensor.is_cpu:
+        raise SettingError(f"kernels read tensors on the CPU, found one on {tensor.device}")
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 def pointer(tensor: Tensor | None, dtype: torch.dtype) -> int | None:

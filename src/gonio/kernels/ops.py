@@ -176,7 +176,7 @@ def attention(
     tokens: int,
     precise: bool,
     level: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """:func:`gonio.kernels.attend.attend` as an operator."""
     plans = (_plan(key_plan, True), _plan(value_plan, False))
     return attend(
@@ -205,10 +205,9 @@ def _(
     tokens: int,
     precise: bool,
     level: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    most = query.new_empty(query.shape[:3], dtype=F32)
+) -> tuple[Tensor, Tensor]:
     out = query.new_empty((*query.shape[:3], value_plan[-1].shape[1]), dtype=F32)
-    return out, most, torch.empty_like(most)
+    return out, query.new_empty(query.shape[:3], dtype=F32)
 
 
 def _plan(tensors: list[Tensor], is_keys: bool) -> CodePlan:

@@ -58,8 +58,8 @@ def reference_attention(
     mask: Tensor | None,
     softcap: float,
     tokens: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of weighted values, largest score and sum of weights; see ``gonio::attention``."""
+) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exp of the scores; see ``gonio::attention``."""
     scores = reference_scores(query, data[0], plans[0], tokens)
     if bias is not None:
         scores = scores + bias[..., None]
@@ -72,7 +72,9 @@ def reference_attention(
     weights = (scores - most.where(most > -torch.inf, 0)[..., None]).exp()
     rows = _without_constants(reference_decode(data[1], plans[1], tokens), plans[1])
     values = rows.view(plans[1].heads, plans[1].dim, len(data[1]), tokens)
-    return torch.einsum("bhrt,hdbt->bhrd", weights, values), most, weights.sum(dim=-1)
+    total = weights.sum(dim=-1)
+    weights = weights / total.where(total > 0, 1)[..., None]
+    return torch.einsum("bhrt,hdbt->bhrd", weights, values), most + total.log()
 
 
 def _without_constants(rows: Tensor, plan: CodePlan) -> Tensor:

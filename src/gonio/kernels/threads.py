@@ -16,7 +16,9 @@ LEAST_BLOCKS = 32  # blocks times heads that are worth a thread of their own
 
 def block_ranges(blocks: int, heads: int) -> list[tuple[int, int]]:
     """First and last block of each thread; one range when there is little to do."""
-    parts = max(1, min(torch.get_num_threads(), blocks * heads // LEAST_BLOCKS, blocks))
+    parts = min(torch.get_num_threads(), blocks * heads // LEAST_BLOCKS, blocks)
+    if parts <= 1:
+        return [(0, blocks)]
     return list(pairwise(blocks * part // parts for part in range(parts + 1)))
 
 

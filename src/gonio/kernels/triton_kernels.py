@@ -75,7 +75,7 @@ def triton_attention(
     mask: Tensor | None,
     softcap: float,
     tokens: int,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+) -> list[tuple[Tensor, Tensor]]:
     """Of each split of the tokens what ``gonio::attention`` gives of all; see there."""
     batch, heads, rows, dim = query.shape
     blocks, value_dim = -(-tokens // BLOCK), plans[1].dim
@@ -85,8 +85,7 @@ def triton_attention(
     splits = max(splits, 1)
     shape = (splits, batch, heads, rows)
     out = query.new_zeros((*shape, value_dim), dtype=F32)
-    most = query.new_full(shape, -torch.inf, dtype=F32)
-    total = query.new_zeros(shape, dtype=F32)
+    lse = query.new_full(shape, -torch.inf, dtype=F32)
     keys, values = (plan.places.to(query.device) for plan in plans)
     key_data, value_data = (_units(*each) for each in zip(data, plans, strict=True))
     if rows and blocks:
@@ -94,7 +93,7 @@ def triton_attention(
             *(query.to(F32).contiguous(), key_data, value_data),
             *(keys.at, keys.shift, keys.mask, keys.levels),
             *(values.at, values.shift, values.mask, values.levels),
-            *(_numbers(bias, query), _numbers(mask, query), out, most, total),
+            *(_numbers(bias, query), _numbers(mask, query), out, lse),
             *(tokens, rows, batch * heads * rows, heads, data[0].shape[1], blocks),
             *(-(-blocks // splits), key_data.shape[2], value_data.shape[2]),
             *(1 if mask is None else mask.shape[1], softcap),
@@ -109,7 +108,7 @@ def triton_attention(
             HAS_MASK=mask is not None,
             HAS_CAP=softcap > 0,
         )
-    return list(zip(out, most, total, strict=True))
+    return list(zip(out, lse, strict=True))
 
 
 def _units(data: Tensor, plan: CodePlan) -> Tensor:
@@ -173,7 +172,7 @@ def _encode(
 # fmt: off
 def _attend(
     query, keys, values, key_at, key_shift, key_mask, key_levels,
-    value_at, value_shift, value_mask, value_levels, bias, mask, out, most_out, total_out,
+    value_at, value_shift, value_mask, value_levels, bias, mask, out, lse_out,
     tokens, rows, all_rows, heads, stored, blocks, per_split, key_words, value_bytes, mask_rows,
     softcap, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, D: tl.constexpr, E: tl.constexpr,
     R: tl.constexpr, KEY_WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -240,10 +239,10 @@ def _attend(
         total = total * factor + tl.sum(weight, axis=1)
         most = now
     where = split * all_rows + pair * rows + row
-    tl.store(most_out + where, most, mask=is_row)
-    tl.store(total_out + where, total, mask=is_row)
+    total = tl.where(total > 0, total, 1.0)  # where nothing is visible, most is -infinity
+    tl.store(lse_out + where, most + tl.log(total), mask=is_row)
     tl.store(
         out + where[:, None] * VALUE_DIM + e[None, :],
-        sums,
+        sums / total[:, None],
         mask=is_row[:, None] & is_value[None, :],
     )

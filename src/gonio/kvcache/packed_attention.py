@@ -157,9 +157,8 @@ def packed_attention(
     parts = reading.parts()
     if s_aux is not None:
         parts.append(reading.sink(s_aux))
-    out, _, total = merge_attention(parts)
+    out, _ = merge_attention(parts)
     layer.finish()
-    out = torch.where(total[..., None] > 0, out / total[..., None], 0)  # a row may see nothing
     batch, _, tokens, _ = query.shape
     return out.reshape(batch, -1, tokens, out.shape[-1]).transpose(1, 2).to(query.dtype), None
 
@@ -195,10 +194,9 @@ class _Reading:
         """A learned sink of each query head: weight without a value."""
         batch, _, queries, _ = self.query.shape
         heads = self.layer.codecs[0].plan.heads
-        most = s_aux.float().view(heads, -1, 1).expand(-1, -1, queries).reshape(heads, -1)
-        most = most.expand(batch, -1, -1)
-        dim = self.layer.codecs[1].plan.dim
-        return most.new_zeros((*most.shape, dim)), most, torch.ones_like(most)
+        lse = s_aux.float().view(heads, -1, 1).expand(-1, -1, queries).reshape(heads, -1)
+        lse = lse.expand(batch, -1, -1)
+        return lse.new_zeros((*lse.shape, self.layer.codecs[1].plan.dim)), lse
 
     def _rows(self) -> Tensor:
         batch, _, _, dim = self.query.shape
@@ -235,9 +233,9 @@ class _Reading:
         if mask is not None:
             part = mask[:, :, start : start + keys.shape[2]]
             scores = scores + part.repeat(1, rows.shape[2] // part.shape[1], 1)[:, None]
-        most = scores.amax(dim=-1)
-        weights = (scores - most.where(most > -torch.inf, 0)[..., None]).exp()
-        return weights @ values.float(), most, weights.sum(dim=-1)
+        lse = scores.logsumexp(dim=-1)
+        weights = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
+        return weights @ values.float(), lse
 
     def _encoded_part(self, rows: Tensor, mask: Tensor | None, start: int) -> Parts:
         """Attention on codes: queries to coordinates once, outputs back to vectors once."""
@@ -261,9 +259,8 @@ class _Reading:
                     softcap=self.softcap,
                 )
             )
-        out, most, total = merge_attention(found)
-        vectors = out @ values.synthesis.mT + total[..., None] * values.offset[:, None]
-        return vectors, most, total
+        out, lse = merge_attention(found)
+        return out @ values.synthesis.mT + values.offset[:, None], lse
 
 
 def _ordinary(

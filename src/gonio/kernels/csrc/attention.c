@@ -314,35 +314,36 @@ static group *start_groups(const call *c, int64_t count, const float *query, con
 }
 
 /* A row's output from the sums of bytes, which lie in the order of quads and wide coordinates. */
-static void finish_bytes(const call *c, const group *g, int64_t index, int row, float *out) {
+static void finish_bytes(const call *c, const group *g, int64_t index, int row, float share,
+                         float *out) {
     const plan *values = c->values;
     const head_plan *head = values->head + index;
     const float *sum = g->sums + row, *units = values->units + index * values->dim;
     memset(out, 0, (size_t)values->dim * sizeof *out);
     for (int64_t i = 0; i < g->quad_count * 4; i++, sum += GROUP) {
         int32_t dim = g->quads[i / 4].dim[i % 4];
-        if (dim >= 0) out[dim] = *sum * units[dim];
+        if (dim >= 0) out[dim] = *sum * units[dim] * share;
     }
     for (int64_t w = 0; w < head->wides; w++, sum += GROUP) {
         int32_t dim = values->wide_dims[head->first_wide + w];
-        out[dim] = *sum * units[dim];
+        out[dim] = *sum * units[dim] * share;
     }
 }
 
-static void finish(const call *c, const group *g, int64_t index, float *out, float *max,
-                   float *total) {
+/* A row whose tokens are all masked has an output of zero and a log-sum-exp of -infinity. */
+static void finish(const call *c, const group *g, int64_t index, float *out, float *lse) {
     int64_t dim = c->values->dim;
-    for (int r = 0; r < g->tables.rows; r++) {
-        max[r] = g->max[r];
-        total[r] = g->total[r];
+    for (int r = 0; r < g->tables.rows; r++, out += dim) {
+        float share = g->total[r] > 0 ? 1.0f / g->total[r] : 0.0f;
+        lse[r] = g->max[r] + logf(g->total[r]);
         if (c->has_bytes) {
-            finish_bytes(c, g, index, r, out + r * dim);
+            finish_bytes(c, g, index, r, share, out);
             continue;
         }
         for (int64_t j = 0; j < dim; j++) {
             float sum = 0;
             for (int k = 0; k < PARTS; k++) sum += g->sums[(j * PARTS + k) * GROUP + r];
-            out[r * dim + j] = sum;
+            out[j] = sum * share;
         }
     }
 }
@@ -351,15 +352,15 @@ static void finish(const call *c, const group *g, int64_t index, float *out, flo
  *
  * query [batch][heads][rows][key dim], already scaled, in the coordinates of the keys; bias
  * [batch][heads][rows] is added to the scores of every token, NULL for none; mask as in `call`.
- * out [batch][heads][rows][value dim] is the sum of exp(score - max) times the value, in the
- * coordinates of the values; max and total [batch][heads][rows], -infinity and 0 where no
- * token is visible. Returns 0, or -1 without memory.
+ * out [batch][heads][rows][value dim] is the mean of the values weighted by exp(score), in their
+ * coordinates; lse [batch][heads][rows] the logarithm of the sum of exp(score). Where no token is
+ * visible they are 0 and -infinity. Returns 0, or -1 without memory.
  */
 EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *key_data,
                            const uint8_t *value_data, int64_t batch, int64_t blocks, int64_t tokens,
                            const float *query, int64_t rows, const float *bias, const float *mask,
                            int64_t mask_rows, float softcap, int64_t first, int64_t last,
-                           int precise, int level, float *out, float *max, float *total) {
+                           int precise, int level, float *out, float *lse) {
     enum level chosen = (enum level)level;
     call c = {.keys = keys,
               .values = values,
@@ -388,7 +389,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
         attend_sequence(&c, groups, count, b);
         for (int64_t i = 0; i < all; i++) {
             int64_t index = i / count, row = start + index * rows + groups[i].row;
-            finish(&c, groups + i, index, out + row * values->dim, max + row, total + row);
+            finish(&c, groups + i, index, out + row * values->dim, lse + row);
         }
         free_groups(groups, all);
     }

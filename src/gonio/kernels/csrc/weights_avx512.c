@@ -1,6 +1,7 @@
 /* Weights of values with AVX-512: scores become bytes, two of them where a row has few heavy
  * tokens, and bf16 for coordinates that take a byte. */
 #include <math.h>
+#include <string.h>
 
 #include "gonio_kernels.h"
 
@@ -22,17 +23,35 @@ INLINE512 __m512 power_of_two(__m512 x) {
     return _mm512_scalef_ps(found, x); /* takes floor(x) itself */
 }
 
+/* Of four numbers; exact for zero. */
+INLINE512 void powers_of_two(const float *x, float *found) {
+    __m128 four = _mm_loadu_ps(x);
+    __m128 power = _mm512_castps512_ps128(power_of_two(_mm512_castps128_ps512(four)));
+    __mmask8 zero = _mm_cmp_ps_mask(four, _mm_setzero_ps(), _CMP_EQ_OQ);
+    _mm_storeu_ps(found, _mm_mask_mov_ps(power, zero, _mm_set1_ps(1.0f)));
+}
+
+/* Four maxima side by side: one would wait for itself. */
 INLINE512 int32_t largest_found(const int32_t *found, int count) {
-    __m512i most = _mm512_load_si512(found);
-    for (int i = 16; i < count; i += 16)
-        most = _mm512_max_epi32(most, _mm512_load_si512(found + i));
-    return _mm512_reduce_max_epi32(most);
+    __m512i most[4];
+    for (int k = 0; k < 4; k++) most[k] = _mm512_load_si512(found + 16 * k);
+    for (int i = BLOCK; i < count; i += BLOCK)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            most[k] = _mm512_max_epi32(most[k], _mm512_load_si512(found + i + 16 * k));
+    return _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_max_epi32(most[0], most[1]),
+                                                    _mm512_max_epi32(most[2], most[3])));
 }
 
 INLINE512 float largest_number(const float *score, int count) {
-    __m512 most = _mm512_load_ps(score);
-    for (int i = 16; i < count; i += 16) most = _mm512_max_ps(most, _mm512_load_ps(score + i));
-    return _mm512_reduce_max_ps(most);
+    __m512 most[4];
+    for (int k = 0; k < 4; k++) most[k] = _mm512_load_ps(score + 16 * k);
+    for (int i = BLOCK; i < count; i += BLOCK)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            most[k] = _mm512_max_ps(most[k], _mm512_load_ps(score + i + 16 * k));
+    return _mm512_reduce_max_ps(
+        _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
 }
 
 /* Weights of 64 tokens as bf16, those of even and of odd tokens apart, as codes come out of 16-bit
@@ -98,45 +117,96 @@ static const uint8_t packed_places[64] __attribute__((aligned(64))) = {
     65, 67, 69, 71, 81, 83, 85, 87, 97, 99, 101, 103, 113, 115, 117, 119,
     73, 75, 77, 79, 89, 91, 93, 95, 105, 107, 109, 111, 121, 123, 125, 127};
 
-/* 255 * 2^(i / 64): a byte's weights lie far further apart than these. */
+/* 65280 * 2^(-i / 64): a byte's weights lie far further apart than these. */
 static const uint16_t powers[64] __attribute__((aligned(64))) = {
-    255, 258, 261, 263, 266, 269, 272, 275, 278, 281, 284, 287, 290, 294, 297, 300,
-    303, 307, 310, 313, 317, 320, 324, 327, 331, 334, 338, 342, 345, 349, 353, 357,
-    361, 365, 369, 373, 377, 381, 385, 389, 393, 398, 402, 406, 411, 415, 420, 424,
-    429, 434, 438, 443, 448, 453, 458, 463, 468, 473, 478, 483, 488, 494, 499, 505};
+    65280, 64577, 63881, 63193, 62512, 61839, 61173, 60514, 59862, 59217, 58579, 57948,
+    57324, 56707, 56096, 55491, 54894, 54302, 53717, 53139, 52566, 52000, 51440, 50886,
+    50338, 49796, 49259, 48729, 48204, 47684, 47171, 46663, 46160, 45663, 45171, 44684,
+    44203, 43727, 43256, 42790, 42329, 41873, 41422, 40976, 40534, 40098, 39666, 39238,
+    38816, 38398, 37984, 37575, 37170, 36770, 36374, 35982, 35594, 35211, 34831, 34456,
+    34085, 33718, 33355, 32995};
 
-/* The same in one byte only: powers of two from a table, in 16-bit lanes. Sums the bytes, not what
- * they were rounded from. */
-INLINE512 float weigh_bytes(value_tile *tile, int row, row_shift shift, const int is_number) {
-    const __m512 slope = _mm512_set1_ps(shift.scale * (64 * 1.44269504f));
-    const __m512 most = _mm512_set1_ps(shift.most), top = _mm512_set1_ps(8 * 64);
-    const __m512i most_found = _mm512_set1_epi32(shift.most_found);
+/* Bytes of 64 tokens from how far they lie below the heaviest, in 64ths of a power of two: the
+ * lowest 6 bits look up a power, the others halve it. `step`: two vectors packed from four. */
+INLINE512 __m512i weights_of(const __m512i *step) {
     const __m512i low = _mm512_load_si512(powers), high = _mm512_load_si512(powers + 32);
-    const __m512i place = _mm512_load_si512(packed_places);
+    const __m512i place = _mm512_load_si512(packed_places), half = _mm512_set1_epi16(128);
+    __m512i weight[2];
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        weight[k] = _mm512_srlv_epi16(_mm512_permutex2var_epi16(low, step[k], high),
+                                      _mm512_srli_epi16(step[k], 6));
+        weight[k] = _mm512_add_epi16(weight[k], half); /* to round the high byte */
+    }
+    return _mm512_permutex2var_epi8(weight[0], place, weight[1]);
+}
+
+/* How scores become steps: `steps` for one unit, also as factor * 2^(shift - 15) such that 16 bits
+ * hold the factor and shifted scores of more than 8 powers of two; no factor where there is none. */
+typedef struct {
+    float steps;
+    int factor, shift;
+} step_size;
+
+INLINE step_size step_size_of(float scale) {
+    step_size found = {scale * (64 * 1.44269504f), 0, 0};
+    if (!(found.steps < 1.0f)) return found;
+    uint32_t bits;
+    memcpy(&bits, &found.steps, sizeof bits);
+    int exponent = (int)(bits >> 23) - 126; /* steps are 0.5 to 1 times 2^exponent */
+    found.shift = exponent < -33 ? 30 : exponent < -3 ? -3 - exponent : 0;
+    float power;
+    bits = (uint32_t)(127 + 15 + found.shift) << 23;
+    memcpy(&power, &bits, sizeof power);
+    found.factor = (int)(found.steps * power);
+    return found;
+}
+
+enum score_kind { NUMBERS, WHOLE, SMALL }; /* SMALL: whole, with a factor of 16 bits */
+
+/* How far 32 tokens from `at` lie below the heaviest, in steps of 16 bits, packed. */
+INLINE512 __m512i steps_below(const value_tile *tile, int row, int at, row_shift shift,
+                              step_size size, const enum score_kind kind) {
+    __m512i below[2];
+#pragma GCC unroll 2
+    for (int k = 0; k < 2; k++) {
+        const int32_t *found = tile->found[row] + at + 16 * k;
+        __m512i whole = _mm512_sub_epi32(_mm512_set1_epi32(shift.most_found),
+                                         _mm512_load_si512(found));
+        if (kind == SMALL) {
+            below[k] = _mm512_sra_epi32(whole, _mm_cvtsi32_si128(size.shift));
+            continue;
+        }
+        __m512 x = kind == NUMBERS ? _mm512_sub_ps(_mm512_set1_ps(shift.most),
+                                                   _mm512_load_ps(tile->weights[row] + at + 16 * k))
+                                   : _mm512_cvtepi32_ps(whole);
+        below[k] = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(size.steps)));
+    }
+    __m512i step = _mm512_packs_epi32(below[0], below[1]);
+    if (kind != SMALL) return step; /* of masked tokens negative: 512 powers of two */
+    return _mm512_mulhrs_epi16(step, _mm512_set1_epi16((short)size.factor));
+}
+
+/* The same in one byte only, in 16-bit lanes. Sums the bytes, not what they were rounded from. */
+INLINE512 float weigh_bytes(value_tile *tile, int row, row_shift shift, step_size size,
+                            const enum score_kind kind) {
     __m512i sum = _mm512_setzero_si512();
     for (int i = 0; i < tile->blocks * BLOCK; i += BLOCK) {
-        __m512i steps[4], weight[2]; /* 64 steps from one power of two to the next, 0 for 2^-8 */
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; k++) {
-            int at = i + 16 * k;
-            __m512 x = is_number ? _mm512_sub_ps(_mm512_load_ps(tile->weights[row] + at), most)
-                                 : _mm512_cvtepi32_ps(_mm512_sub_epi32(
-                                       _mm512_load_si512(tile->found[row] + at), most_found));
-            steps[k] = _mm512_cvtps_epi32(_mm512_fmadd_ps(x, slope, top));
-        }
+        __m512i step[2];
 #pragma GCC unroll 2
-        for (int k = 0; k < 2; k++) {
-            __m512i both = _mm512_packs_epi32(steps[2 * k], steps[2 * k + 1]);
-            /* The lowest 6 bits look up a power; shifted by a negative number it becomes 0. */
-            weight[k] = _mm512_sllv_epi16(_mm512_permutex2var_epi16(low, both, high),
-                                          _mm512_srai_epi16(both, 6));
-            weight[k] = _mm512_add_epi16(weight[k], _mm512_set1_epi16(128)); /* to round */
-        }
-        __m512i bytes = _mm512_permutex2var_epi8(weight[0], place, weight[1]);
+        for (int k = 0; k < 2; k++) step[k] = steps_below(tile, row, i + 32 * k, shift, size, kind);
+        __m512i bytes = weights_of(step);
         _mm512_store_si512(tile->high[row] + i, bytes);
         sum = _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi8(1));
     }
     return (float)_mm512_reduce_add_epi32(sum);
+}
+
+INLINE512 float weigh_light(value_tile *tile, int row, row_shift shift, const int is_number) {
+    step_size size = step_size_of(shift.scale);
+    if (is_number) return weigh_bytes(tile, row, shift, size, NUMBERS);
+    return size.factor ? weigh_bytes(tile, row, shift, size, SMALL)
+                       : weigh_bytes(tile, row, shift, size, WHOLE);
 }
 
 /* One byte errs by half of 1/255 of the heaviest weight: where that one stands out it would drown
@@ -148,7 +218,7 @@ INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const
     for (int r = 0; r < GROUP; r++) tile->unit[r] = tile->byte_unit[r] = 0;
     for (int r = 0; r < tile->rows; r++) {
         sum[r] = has_wides ? weigh_row(tile, r, shift[r], NULL, is_number, 0, 1)
-                           : weigh_bytes(tile, r, shift[r], is_number);
+                           : weigh_light(tile, r, shift[r], is_number);
         tile->unit[r] = tile->byte_unit[r] = 1 / BYTE_UNITS;
         if (sum[r] == 0 || BYTE_UNITS * count <= MOST_OF_MEAN * sum[r]) continue;
         uint8_t *low = tile->low[tile->heavies];
@@ -177,15 +247,20 @@ AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_n
         tile->has_wides ? weigh(tile, shift, sum, 1, 1) : weigh(tile, shift, sum, 1, 0);
     else
         tile->has_wides ? weigh(tile, shift, sum, 0, 1) : weigh(tile, shift, sum, 0, 0);
+    float now[GROUP] = {0}, below[GROUP] = {0}, share[GROUP];
+    for (int r = 0; r < tile->rows; r++) {
+        float before = *rows[r].max;
+        now[r] = sum[r] > 0 && shift[r].most > before ? shift[r].most : before;
+        if (sum[r] > 0) below[r] = (shift[r].most - now[r]) * 1.44269504f;
+    }
+    powers_of_two(below, share);
     for (int r = 0; r < tile->rows; r++) {
         factor[r] = 1.0f;
         if (sum[r] == 0) continue;
-        float before = *rows[r].max, now = shift[r].most > before ? shift[r].most : before;
-        factor[r] = before == now ? 1.0f : expf(before - now);
-        float share = shift[r].most == now ? 1.0f : expf(shift[r].most - now);
-        tile->unit[r] *= share;
-        tile->byte_unit[r] *= share;
-        *rows[r].max = now;
+        if (now[r] != *rows[r].max) factor[r] = expf(*rows[r].max - now[r]);
+        tile->unit[r] *= share[r];
+        tile->byte_unit[r] *= share[r];
+        *rows[r].max = now[r];
         *rows[r].total = *rows[r].total * factor[r] + sum[r] * tile->unit[r];
         is_changed |= factor[r] != 1.0f;
     }
