@@ -17,6 +17,7 @@
 #ifndef GONIO_KERNELS_H
 #define GONIO_KERNELS_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -94,6 +95,17 @@ typedef struct {
     float scale[GROUP], bias[GROUP];
 } query_tables;
 
+#define LARGEST_WEIGHT 128 /* AVX2 adds two products of a weight and an entry in 16 bits */
+#define LARGEST_ENTRY 127
+#define LARGEST_PAIR 126 /* of two entries together: each is rounded by up to a half */
+
+/* The least weight with which values of at most `half` make entries of at most `limit`. */
+INLINE uint8_t weight_for(float half, float step, int precise, float limit) {
+    float units = step > 0 ? half / step : 0.0f;
+    int weight = precise ? 1 : (int)ceilf(units / limit - 1e-3f);
+    return (uint8_t)(weight < 1 ? 1 : weight > LARGEST_WEIGHT ? LARGEST_WEIGHT : weight);
+}
+
 /* Tables (tables.c). Both return 0, or -1 without memory. */
 int tables_allocate(query_tables *tables, const head_plan *head, const plan *keys, int precise,
                     enum level level);
@@ -107,9 +119,15 @@ typedef void score_block(const query_tables *tables, const uint8_t *words, size_
 score_block *score_block_for(enum level level, int precise);
 score_block score_block_portable, score_block_avx2, score_block_avx2_precise, score_block_avx512,
     score_block_avx512_precise;
+float wide_ranges(const query_tables *tables, const head_plan *head, const plan *keys,
+                  const float *query, float *bias);
+void fill_wides(query_tables *tables, const head_plan *head, const plan *keys, const float *query,
+                int row);
 size_t arranged_bytes(int64_t nibbles, int64_t wides, int precise, enum level level);
 void arrange_avx2(query_tables *tables);
-void arrange_avx512(query_tables *tables);
+void arrange_avx512(query_tables *tables); /* of 16 bits; the other is both at once: */
+void fill_avx512(query_tables *tables, const head_plan *head, const plan *keys,
+                 const float *query);
 
 /* What a tile's tokens weigh. First `found` holds whole scores, or `weights` scores as numbers;
  * then weights, as numbers or as bytes in units of `byte_unit` of their row. A row with few heavy

@@ -13,17 +13,76 @@
 /* Bytes: per row and word two vectors, for the low and the high nibbles of the word's four bytes,
  * each four tables of 16; then per row and wide word 4 pages of 4 vectors of 64 entries.
  * Precise: per row and word four vectors of two tables of 16 int16; wide entries as int32. */
-AVX512_TARGET static void arrange_bytes(query_tables *t) {
-    int8_t *to = t->arranged;
-    for (int r = 0; r < t->rows; r++)
-        for (int64_t n = 0; n < t->nibbles; n++) {
-            int64_t word = n / 8, byte = n % 8 / 2, high = n % 2;
-            int8_t *table = to + ((r * (t->nibbles / 8) + word) * 2 + high) * 64 + byte * NIBBLE;
-            const int16_t *entry = t->entries + (r * t->nibbles + n) * NIBBLE;
-            __m256i entries = _mm256_load_si256((const __m256i *)entry);
-            _mm_store_si128((__m128i *)table, _mm256_cvtepi16_epi8(entries));
+
+/* A nibble's values before they are centered; products are rounded before they are added, as at
+ * every level. */
+INLINE512 __m512 nibble_values(const plan *keys, int64_t nibble, const float *query) {
+    __m512 all = _mm512_setzero_ps();
+    for (int s = 0; s < SLOTS; s++) {
+        int32_t dim = keys->dims[nibble * SLOTS + s];
+        if (dim < 0) continue;
+        __m512 level = _mm512_loadu_ps(keys->levels + (nibble * SLOTS + s) * NIBBLE);
+        all = _mm512_add_ps(all, _mm512_mul_ps(_mm512_set1_ps(query[dim]), level));
+    }
+    return all;
+}
+
+/* Halves of the ranges of a row's nibbles, and their middles as `values`; returns the largest half
+ * of a byte's two nibbles together. */
+INLINE512 float find_ranges(query_tables *t, const head_plan *head, const plan *keys,
+                            const float *query) {
+    float largest = 0;
+    for (int64_t n = 0; n < t->nibbles; n++) {
+        __m512 all = nibble_values(keys, head->first_nibble + n, query);
+        float high = _mm512_reduce_max_ps(all);
+        float middle = 0.5f * (_mm512_reduce_min_ps(all) + high);
+        t->values[n] = middle;
+        t->halves[n] = high - middle;
+        if (n % 2 == 0) continue;
+        float pair = t->halves[n - 1] + t->halves[n];
+        largest = pair > largest ? pair : largest;
+    }
+    return largest;
+}
+
+/* Values in units of 1 / scale as bytes, halves rounded away from zero. */
+INLINE512 __m128i entries_of(__m512 value, float scale) {
+    const __m512 limit = _mm512_set1_ps(LARGEST_ENTRY);
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN), half = _mm512_set1_epi32(0x3F000000);
+    __m512 x = _mm512_mul_ps(value, _mm512_set1_ps(scale));
+    x = _mm512_max_ps(_mm512_min_ps(x, limit), _mm512_sub_ps(_mm512_setzero_ps(), limit));
+    __m512i away = _mm512_ternarylogic_epi32(_mm512_castps_si512(x), sign, half, 0xEA);
+    return _mm512_cvtepi32_epi8(
+        _mm512_cvttps_epi32(_mm512_add_ps(x, _mm512_castsi512_ps(away))));
+}
+
+INLINE512 void fill_row(query_tables *t, const head_plan *head, const plan *keys,
+                        const float *query, int row) {
+    float bias = 0, largest = find_ranges(t, head, keys, query);
+    for (int64_t n = 0; n < t->nibbles; n++) bias += t->values[n];
+    float wide = wide_ranges(t, head, keys, query, &bias);
+    float step = (wide > largest ? wide : largest) / (LARGEST_PAIR * LARGEST_WEIGHT);
+    t->bias[row] = bias;
+    t->scale[row] = step;
+    int8_t *to = (int8_t *)t->arranged + row * t->nibbles * NIBBLE;
+    for (int64_t n = 0; n < t->nibbles; n += 2) {
+        int weight = weight_for(t->halves[n] + t->halves[n + 1], step, 0, LARGEST_PAIR);
+        t->weights[(row * t->nibbles + n) / 2] = (uint8_t)weight;
+        float scale = step > 0 ? 1.0f / (step * (float)weight) : 0.0f;
+        int8_t *table = to + n / 8 * 128 + n % 8 / 2 * NIBBLE;
+        for (int k = 0; k < 2; k++) {
+            __m512 value = nibble_values(keys, head->first_nibble + n + k, query);
+            value = _mm512_sub_ps(value, _mm512_set1_ps(t->values[n + k]));
+            _mm_store_si128((__m128i *)(table + 64 * k), entries_of(value, scale));
         }
-    to += GROUP * t->nibbles * NIBBLE;
+    }
+    fill_wides(t, head, keys, query, row);
+}
+
+AVX512_TARGET void fill_avx512(query_tables *t, const head_plan *head, const plan *keys,
+                               const float *query) {
+    for (int r = 0; r < t->rows; r++) fill_row(t, head, keys, query + r * keys->dim, r);
+    int8_t *to = (int8_t *)t->arranged + GROUP * t->nibbles * NIBBLE;
     for (int r = 0; r < t->rows; r++)
         for (int64_t w = 0; w < t->wides; w++) {
             int8_t *word = to + (r * t->wides + w / 4 * 4) * BYTE;
@@ -33,7 +92,7 @@ AVX512_TARGET static void arrange_bytes(query_tables *t) {
         }
 }
 
-static void arrange_precise(query_tables *t) {
+void arrange_avx512(query_tables *t) {
     int16_t *to = t->arranged;
     for (int r = 0; r < t->rows; r++)
         for (int64_t n = 0; n < t->nibbles; n++) {
@@ -43,13 +102,6 @@ static void arrange_precise(query_tables *t) {
         }
     int32_t *wide = (int32_t *)(to + GROUP * t->nibbles * NIBBLE);
     for (int64_t i = 0; i < t->rows * t->wides * BYTE; i++) wide[i] = t->wide_entries[i];
-}
-
-AVX512_TARGET void arrange_avx512(query_tables *t) {
-    if (t->precise)
-        arrange_precise(t);
-    else
-        arrange_bytes(t);
 }
 
 /* Line `b` of a word of the next block, and of the block that is read after this head. */

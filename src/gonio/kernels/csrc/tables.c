@@ -5,9 +5,6 @@
 
 #include "gonio_kernels.h"
 
-#define LARGEST_WEIGHT 128 /* AVX2 adds two products of a weight and an entry in 16 bits */
-#define LARGEST_ENTRY 127
-#define LARGEST_PAIR 126 /* of two entries together: each is rounded by up to a half */
 #define LARGEST_PRECISE 32767
 
 static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 127) & ~(size_t)63); }
@@ -67,50 +64,12 @@ INLINE void nibble_values(const plan *keys, int64_t nibble, const float *query, 
     }
 }
 
-/* A nibble's values around zero: half their range, and the middle that was subtracted. */
-typedef float nibble_center(const plan *keys, int64_t nibble, const float *query, float *value,
-                            float *half);
-
-static float center_nibble(const plan *keys, int64_t nibble, const float *query, float *value,
-                           float *half) {
-    nibble_values(keys, nibble, query, value);
-    return center(value, NIBBLE, half);
-}
-
-#if GONIO_X86
-#include <immintrin.h>
-
-/* The same to the bit: products are rounded before they are added. */
-AVX512_TARGET static float center_nibble_avx512(const plan *keys, int64_t nibble,
-                                                const float *query, float *value, float *half) {
-    __m512 all = _mm512_setzero_ps();
-    for (int s = 0; s < SLOTS; s++) {
-        int32_t dim = keys->dims[nibble * SLOTS + s];
-        if (dim < 0) continue;
-        __m512 level = _mm512_loadu_ps(keys->levels + (nibble * SLOTS + s) * NIBBLE);
-        all = _mm512_add_ps(all, _mm512_mul_ps(_mm512_set1_ps(query[dim]), level));
-    }
-    float high = _mm512_reduce_max_ps(all);
-    float middle = 0.5f * (_mm512_reduce_min_ps(all) + high);
-    _mm512_store_ps(value, _mm512_sub_ps(all, _mm512_set1_ps(middle)));
-    *half = high - middle;
-    return middle;
-}
-#endif
-
 INLINE int wide_values(const plan *keys, int64_t wide, const float *query, float *value) {
     int count = 1 << keys->wide_bits[wide];
     int32_t dim = keys->wide_dims[wide];
     for (int c = 0; c < count; c++)
         value[c] = dim < 0 ? 0.0f : query[dim] * keys->wide_levels[wide * BYTE + c];
     return count;
-}
-
-/* The least weight with which values of at most `half` make entries of at most `limit`. */
-INLINE uint8_t weight_for(float half, float step, int precise, float limit) {
-    float units = step > 0 ? half / step : 0.0f;
-    int weight = precise ? 1 : (int)ceilf(units / limit - 1e-3f);
-    return (uint8_t)(weight < 1 ? 1 : weight > LARGEST_WEIGHT ? LARGEST_WEIGHT : weight);
 }
 
 /* Rounds to entries in units of `step` times the weight. */
@@ -128,13 +87,14 @@ INLINE void quantize(const float *value, int count, float step, int weight, int 
 /* The values of a row's nibbles and their half ranges, two and two; returns the largest of what
  * must fit an entry: of a byte's two nibbles together, of one alone if precise. */
 INLINE float nibble_ranges(query_tables *t, const head_plan *head, const plan *keys,
-                           const float *query, nibble_center *center_one, float *bias) {
+                           const float *query, float *bias) {
     float largest = 0;
     for (int64_t n = 0; n < t->nibbles; n += 2) {
         float *half = t->halves + n;
         for (int k = 0; k < 2; k++) {
             float *value = t->values + (n + k) * NIBBLE;
-            *bias += center_one(keys, head->first_nibble + n + k, query, value, half + k);
+            nibble_values(keys, head->first_nibble + n + k, query, value);
+            *bias += center(value, NIBBLE, half + k);
         }
         float most = half[0] > half[1] ? half[0] : half[1];
         if (!t->precise) most = half[0] + half[1];
@@ -143,25 +103,21 @@ INLINE float nibble_ranges(query_tables *t, const head_plan *head, const plan *k
     return largest;
 }
 
-INLINE void fill_row(query_tables *t, const head_plan *head, const plan *keys, const float *query,
-                     int row, nibble_center *center_one) {
-    float value[BYTE], half, bias = 0;
-    float largest = nibble_ranges(t, head, keys, query, center_one, &bias);
+/* The same of coordinates of a byte; what they add to the bias is added in place. */
+float wide_ranges(const query_tables *t, const head_plan *head, const plan *keys,
+                  const float *query, float *bias) {
+    float value[BYTE], half, largest = 0;
     for (int64_t w = 0; w < t->wides; w++) {
         int count = wide_values(keys, head->first_wide + w, query, value);
-        bias += center(value, count, &half);
+        *bias += center(value, count, &half);
         largest = half > largest ? half : largest;
     }
-    float step = largest / (t->precise ? LARGEST_PRECISE : LARGEST_PAIR * LARGEST_WEIGHT);
-    t->bias[row] = bias;
-    t->scale[row] = step;
-    for (int64_t n = 0; n < t->nibbles; n += 2) {
-        int64_t at = row * t->nibbles + n;
-        int weight = weight_for(t->halves[n] + t->halves[n + 1], step, t->precise, LARGEST_PAIR);
-        t->weights[at / 2] = (uint8_t)weight;
-        quantize(t->values + n * NIBBLE, 2 * NIBBLE, step, weight, t->precise,
-                 t->entries + at * NIBBLE);
-    }
+    return largest;
+}
+
+void fill_wides(query_tables *t, const head_plan *head, const plan *keys, const float *query,
+                int row) {
+    float value[BYTE], half, step = t->scale[row];
     for (int64_t w = 0; w < t->wides; w++) {
         int count = wide_values(keys, head->first_wide + w, query, value);
         center(value, count, &half);
@@ -172,6 +128,25 @@ INLINE void fill_row(query_tables *t, const head_plan *head, const plan *keys, c
         t->wide_weights[at] = (uint8_t)weight;
         quantize(value, count, step, weight, t->precise, entry);
     }
+}
+
+INLINE void fill_row(query_tables *t, const head_plan *head, const plan *keys, const float *query,
+                     int row) {
+    float bias = 0;
+    float largest = nibble_ranges(t, head, keys, query, &bias);
+    float wide = wide_ranges(t, head, keys, query, &bias);
+    largest = wide > largest ? wide : largest;
+    float step = largest / (t->precise ? LARGEST_PRECISE : LARGEST_PAIR * LARGEST_WEIGHT);
+    t->bias[row] = bias;
+    t->scale[row] = step;
+    for (int64_t n = 0; n < t->nibbles; n += 2) {
+        int64_t at = row * t->nibbles + n;
+        int weight = weight_for(t->halves[n] + t->halves[n + 1], step, t->precise, LARGEST_PAIR);
+        t->weights[at / 2] = (uint8_t)weight;
+        quantize(t->values + n * NIBBLE, 2 * NIBBLE, step, weight, t->precise,
+                 t->entries + at * NIBBLE);
+    }
+    fill_wides(t, head, keys, query, row);
 }
 
 /* Multiplies weights into entries: at most 128 * 127, which an int16 holds. */
@@ -186,33 +161,30 @@ static void fold_wide_weights(query_tables *t) {
 }
 
 #if GONIO_X86
-AVX512_TARGET static void fill_row_avx512(query_tables *t, const head_plan *head, const plan *keys,
-                                          const float *query, int row) {
-    fill_row(t, head, keys, query, row, center_nibble_avx512);
-}
-
 AVX2_TARGET static void fill_row_avx2(query_tables *t, const head_plan *head, const plan *keys,
                                       const float *query, int row) {
-    fill_row(t, head, keys, query, row, center_nibble);
+    fill_row(t, head, keys, query, row);
 }
 #endif
 
 void tables_fill(query_tables *t, const head_plan *head, const plan *keys, const float *query,
                  int rows, enum level level) {
     t->rows = rows;
+#if GONIO_X86
+    if (level == AVX512 && !t->precise) {
+        fill_avx512(t, head, keys, query);
+        return;
+    }
+#endif
     for (int r = 0; r < rows; r++) {
         const float *own = query + r * keys->dim;
 #if GONIO_X86
-        if (level == AVX512) {
-            fill_row_avx512(t, head, keys, own, r);
-            continue;
-        }
-        if (level == AVX2) {
+        if (level != PORTABLE) {
             fill_row_avx2(t, head, keys, own, r);
             continue;
         }
 #endif
-        fill_row(t, head, keys, own, r, center_nibble);
+        fill_row(t, head, keys, own, r);
     }
     if (level == PORTABLE) fold_weights(t);
     if (level != AVX512) fold_wide_weights(t);
