@@ -1,7 +1,8 @@
 #!/bin/sh
-# Debian packages that three parts use: Chromium (the site in a real browser), Rocq (the
-# machine-checked proofs) and a C compiler (the attention kernels). Without the first two tests are
-# skipped, without the third attention on codes is computed by torch; each says so.
+# Debian packages that four parts use: Chromium (the site in a real browser), Rocq (the
+# machine-checked proofs), a C compiler (the attention kernels) and, on x86-64, a compiler and an
+# emulator for ARM (the tests of its kernels; 54 MB to fetch, 270 MB on disk). Without the C compiler
+# attention on codes is computed by torch, without the others tests are skipped; each says so.
 # Idempotent: installs what is missing where it may (as root, or through sudo without a password).
 set -eu
 
@@ -19,6 +20,15 @@ for package in make coq libcoq-mathcomp-analysis libcoq-mathcomp-real-closed \
     libcoq-mathcomp-algebra-tactics libcoq-coquelicot; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 done
+if [ "$(uname -m)" = x86_64 ]; then
+    command -v aarch64-linux-gnu-gcc >/dev/null 2>&1 ||
+        missing="$missing gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+    emulator=""
+    for name in qemu-aarch64-static qemu-aarch64; do
+        if command -v "$name" >/dev/null 2>&1; then emulator=$name; fi
+    done
+    [ -n "$emulator" ] || missing="$missing qemu-user"
+fi
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then

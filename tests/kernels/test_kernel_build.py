@@ -1,5 +1,6 @@
 """Compiling at first use, and a package that works and says why where that fails."""
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -66,12 +67,45 @@ def test_two_that_ask_at_once_share_one_compilation(empty_cache, tmp_path, monke
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
 def test_it_compiles_for_processors_without_vectors(empty_cache, monkeypatch):
-    """As on ARM: the same functions, and the portable level is the best."""
+    """As on RISC-V: the same functions, and the portable level is the best."""
     flags = ("-DGONIO_PORTABLE_ONLY", "-Wall", "-Wextra", "-Werror", *build.FLAGS, "-O1")
     monkeypatch.setattr(build, "FLAGS", flags)
     status = kernel_status()
     assert status.level == "portable"
     assert status.reason == "this processor has no avx2 (see docs/kernels.md)"
+
+
+class LibraryOf:
+    """A library compiled for another processor, as far as its levels go."""
+
+    def __init__(self, *levels):
+        self.numbers = [native.LEVELS.index(level) for level in levels]
+
+    def gonio_has_level(self, number):
+        return int(number in self.numbers)
+
+
+@pytest.mark.parametrize(
+    ("levels", "reason"),
+    [
+        (["portable"], "this processor has no avx2 (see docs/kernels.md)"),
+        (["portable", "avx2"], "this processor has no avx512 (see docs/kernels.md)"),
+        (["portable", "avx2", "avx512"], ""),
+        (["portable", "neon"], ""),
+    ],
+    ids=["neither", "avx2", "avx512", "arm"],
+)
+def test_each_processor_has_levels_of_its_own(levels, reason, monkeypatch):
+    monkeypatch.setattr(native, "_load", lambda: (LibraryOf(*levels), "", "kernels.so"))
+    monkeypatch.delenv("GONIO_KERNELS", raising=False)
+    assert native.available_levels() == ("reference", *levels)
+    assert kernel_status() == native.KernelStatus(levels[-1], reason, "kernels.so")
+
+
+def test_levels_are_numbered_as_in_the_header():
+    header = next(path for path in source_files() if path.suffix == ".h").read_text()
+    names = re.search(r"enum level \{ (.*), LEVEL_COUNT \}", header)[1].lower().split(", ")
+    assert names == [f"{name} = {number}" for number, name in enumerate(native.LEVELS)]
 
 
 def test_a_level_can_be_asked_for(monkeypatch):

@@ -305,6 +305,6 @@ def test_unknown_levels_and_lengths_are_refused(rng):
     data = pack(layer, "keys", torch.randn(8, 64, generator=rng), 1)
     query = torch.zeros(1, 1, 1, 8)
     with pytest.raises(SettingError, match="available: reference"):
-        scores(query, data, layer.plan("keys").tensors, 64, False, "neon")
+        scores(query, data, layer.plan("keys").tensors, 64, False, "abacus")
     with pytest.raises(ShapeError, match="65 tokens asked of 1 blocks"):
         scores(query, data, layer.plan("keys").tensors, 65, False, "auto")

@@ -31,14 +31,15 @@ __all__ = [
     "resolve_level",
 ]
 
-LEVELS = ("portable", "avx2", "avx512")  # as in csrc/gonio_kernels.h
+LEVELS = ("portable", "avx2", "avx512", "neon")  # as in csrc/gonio_kernels.h
+FASTER = {"portable": "avx2", "avx2": "avx512"}  # what a processor may lack
 REFERENCE = "reference"
 TRITON = "triton"
 VARIABLE = "GONIO_KERNELS"
 
 _INT, _LONG, _FLOAT, _POINTER = (*(ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p),)
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "gonio_best_level": (_INT, []),
+    "gonio_has_level": (_INT, [_INT]),
     "gonio_scores": (
         _INT,
         [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] + [_LONG] * 3 + [_INT] * 2 + [_POINTER],
@@ -94,7 +95,7 @@ class KernelStatus:
     """What computes attention on packed codes.
 
     Attributes:
-        level: ``avx512``, ``avx2`` or ``portable`` (compiled C), or ``reference`` (torch).
+        level: ``avx512``, ``avx2``, ``neon`` or ``portable`` (compiled C); ``reference`` (torch).
         reason: Why it is no higher than that; empty when nothing is amiss.
         library: Path of the compiled library, None without one.
     """
@@ -130,18 +131,21 @@ def available_levels() -> tuple[str, ...]:
 
 @cache
 def _levels_of(library: ctypes.CDLL | None) -> tuple[str, ...]:
-    return (REFERENCE, *(LEVELS[: library.gonio_best_level() + 1] if library else ()))
+    if library is None:
+        return (REFERENCE,)
+    found = (name for number, name in enumerate(LEVELS) if library.gonio_has_level(number))
+    return (REFERENCE, *found)
 
 
 def kernel_status() -> KernelStatus:
     """Which kernels run here, or why torch computes in their place."""
-    library, reason, path = _load()
+    _, reason, path = _load()
     best = available_levels()[-1]
     level = resolve_level("auto")
     if level != best:
         reason = f"{VARIABLE}={level} asks for it; {best} is available"
-    elif library and best != LEVELS[-1]:
-        reason = f"this processor has no {LEVELS[LEVELS.index(best) + 1]} (see docs/kernels.md)"
+    elif best in FASTER:
+        reason = f"this processor has no {FASTER[best]} (see docs/kernels.md)"
     return KernelStatus(level, reason, path)
 
 

@@ -16,6 +16,7 @@ _WHAT = {
     "portable": "compiled C for any processor",
     "avx2": "compiled C, 256-bit vectors",
     "avx512": "compiled C, 512-bit vectors with VBMI, VNNI and BF16",
+    "neon": "compiled C, 128-bit vectors of 64-bit ARM processors",
 }
 
 

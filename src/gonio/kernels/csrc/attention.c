@@ -8,6 +8,9 @@
 #if GONIO_X86
 #include <immintrin.h>
 #endif
+#if GONIO_NEON
+#include <arm_neon.h>
+#endif
 
 #define LANES 16 /* partial sums of weights */
 
@@ -95,6 +98,14 @@ AVX512_TARGET static float largest_avx512(const float *x, int count) {
 }
 #endif
 
+#if GONIO_NEON
+static float largest_neon(const float *x, int count) {
+    float32x4_t most = vdupq_n_f32(-INFINITY);
+    for (int i = 0; i < count; i += 4) most = vmaxq_f32(most, vld1q_f32(x + i));
+    return vmaxvq_f32(most);
+}
+#endif
+
 /* The loops above for one instruction set. */
 typedef struct {
     float (*soften)(float *, int, float, float *, float *);
@@ -119,11 +130,17 @@ MAKE_LOOPS(portable, , 0)
 MAKE_LOOPS(avx2, AVX2_TARGET, 1)
 MAKE_LOOPS(avx512, AVX512_TARGET, 1)
 #endif
+#if GONIO_NEON
+MAKE_LOOPS(neon, , 1)
+#endif
 
 static const loops *loops_for(enum level level) {
 #if GONIO_X86
     if (level == AVX512) return &loops_avx512;
     if (level == AVX2) return &loops_avx2;
+#endif
+#if GONIO_NEON
+    if (level == NEON) return &loops_neon;
 #endif
     (void)level;
     return &loops_portable;

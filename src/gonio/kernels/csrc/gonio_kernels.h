@@ -41,11 +41,16 @@
 #else
 #define GONIO_X86 0
 #endif
+#if defined(__aarch64__) && !defined(__AARCH64EB__) && !defined(GONIO_PORTABLE_ONLY)
+#define GONIO_NEON 1
+#else
+#define GONIO_NEON 0
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
-enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, NEON = 3, LEVEL_COUNT };
 
 typedef struct {
     int64_t first_nibble, nibbles; /* into dims, shifts, levels; a multiple of 8 (keys), 2 (values) */
@@ -179,5 +184,10 @@ typedef void add_values(const plan *values, const head_plan *head, const value_q
                         const value_tile *tile, float *sums);
 add_values *add_values_for(enum level level, int precise);
 add_values add_values_portable, add_values_avx2, add_values_avx512;
+
+/* The same for 64-bit ARM processors. */
+void arrange_neon(query_tables *tables);
+score_block score_block_neon, score_block_neon_precise;
+add_values add_values_neon;
 
 #endif

@@ -3,16 +3,18 @@
 
 #include "gonio_kernels.h"
 
-EXPORT int gonio_best_level(void) {
+/* Whether a level (see `enum level`) is compiled in and runs on this processor. */
+EXPORT int gonio_has_level(int level) {
 #if GONIO_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
-        __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+    if (level == AVX512)
+        return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
+               __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (level == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-    return PORTABLE;
+    if (level == NEON) return GONIO_NEON; /* part of every 64-bit ARM processor */
+    return level == PORTABLE;
 }
 
 INLINE uint64_t read_words(const uint64_t *data, int64_t count) {

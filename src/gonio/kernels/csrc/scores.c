@@ -32,6 +32,9 @@ score_block *score_block_for(enum level level, int precise) {
     if (level == AVX512) return precise ? score_block_avx512_precise : score_block_avx512;
     if (level == AVX2) return precise ? score_block_avx2_precise : score_block_avx2;
 #endif
+#if GONIO_NEON
+    if (level == NEON) return precise ? score_block_neon_precise : score_block_neon;
+#endif
     (void)level, (void)precise;
     return score_block_portable;
 }

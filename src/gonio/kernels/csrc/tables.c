@@ -192,11 +192,16 @@ void tables_fill(query_tables *t, const head_plan *head, const plan *keys, const
     if (level == AVX2) arrange_avx2(t);
     if (level == AVX512) arrange_avx512(t);
 #endif
+#if GONIO_NEON
+    if (level == NEON) arrange_neon(t);
+#endif
 }
 
 size_t arranged_bytes(int64_t nibbles, int64_t wides, int precise, enum level level) {
     size_t n = (size_t)nibbles, w = (size_t)wides;
     if (level == PORTABLE) return 0;
+    /* NEON: low and high bytes, or bytes and for two nibbles a weight, 16 times. */
+    if (level == NEON) return GROUP * (n / 2) * (precise ? 4 * NIBBLE : 3 * NIBBLE);
     /* AVX2: low and high bytes of the entries; wide entries as 32-bit numbers, to gather. */
     if (level == AVX2 || precise) return GROUP * (n * 2 * NIBBLE + w * BYTE * sizeof(int32_t));
     return GROUP * (n * NIBBLE + w * BYTE); /* bytes */

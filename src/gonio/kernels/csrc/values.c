@@ -36,6 +36,9 @@ add_values *add_values_for(enum level level, int precise) {
     if (level == AVX512 && !precise) return add_values_avx512;
     if (level != PORTABLE) return add_values_avx2;
 #endif
+#if GONIO_NEON
+    if (level == NEON) return add_values_neon;
+#endif
     (void)level, (void)precise;
     return add_values_portable;
 }
