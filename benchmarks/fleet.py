@@ -1,15 +1,24 @@
 """Many adapters measured by each engine: equal tables first, then adapters and MB per second.
 
 Writes adapters of SmolLM2-135M's shapes (30 layers, 7 projections) with random factors to a
-temporary folder. The first lines are how fast their files can be read at all (they were just
-written, so mostly from memory) and what one adapter's steps take; the one of a single worker also
-says how much memory the fleet took beyond those steps, which hold two adapters.
+temporary folder. The first lines are how fast their files can be read at all from the system's
+cache and what one adapter's steps take; the one of a single worker also says how much memory the
+fleet took beyond those steps, which hold two adapters.
+
+With --cold N the files are dropped from the cache before each of N plain reads (one buffered read
+of each file after the other) and N fleets with default settings, in turns. What the disk or a host
+below it keeps in caches of its own cannot be dropped from here, so the two are compared with each
+other, and the share that the system's cache still holds is printed.
 
 Run: python benchmarks/fleet.py [--adapters 50] [--rank 16] [--workers 2] [--engines local ray]
+    [--cold 3] [--folder DISK]
 """
 
 import argparse
+import ctypes
 import json
+import mmap
+import os
 import resource
 import statistics
 import tempfile
@@ -44,8 +53,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--engines", nargs="+", default=["local", "ray"])
+    parser.add_argument("--cold", type=int, default=0, help="rounds from a cold cache")
+    parser.add_argument("--folder", help="where to write the adapters, on the disk to measure")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
         for number in range(options.adapters):
             _write(root / f"seed-{number}", options.layers, options.rank, number)
@@ -79,6 +90,52 @@ def _report(root: Path, options: argparse.Namespace) -> None:
         _line(f"{engine}, {workers} worker(s)", options.adapters, megabytes, seconds)
         if (engine, workers) == ("local", 1):
             print(f"  memory at most {_peak() - peak:.0f} MB above the peak of those steps")
+    if options.cold:
+        _cold(root, files, options)
+
+
+def _cold(root: Path, files: list[Path], options: argparse.Namespace) -> None:
+    """A plain read and the fleet, each with nothing of the files in the system's cache."""
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    seconds: dict[str, list[float]] = {"plain read, cold": [], "fleet, cold": []}
+    resident = 0.0
+    for _ in range(options.cold):
+        for name, times in seconds.items():
+            resident = max(resident, _evict(files))
+            started = time.perf_counter()
+            if name.startswith("plain"):
+                for file in files:
+                    file.read_bytes()
+            else:
+                inspect_fleet([root])
+            times.append(time.perf_counter() - started)
+    print(f"  of the files at most {resident:.2%} in the cache before each of the next")
+    for name, times in seconds.items():
+        _line(name, options.adapters, megabytes, statistics.median(times))
+        rates = ", ".join(f"{megabytes / t:.0f}" for t in times)
+        print(f"  MB/s of {len(times)} runs: {rates}")
+    plain, fleet = (statistics.median(times) for times in seconds.values())
+    print(f"  the fleet runs at {plain / fleet:.2f} of the speed of the plain read, medians")
+
+
+def _evict(files: list[Path]) -> float:
+    """Drop files from the system's cache; the share of their pages that is still in it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pages = held = 0
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY) as view:
+                count = -(-len(view) // mmap.PAGESIZE)
+                flags = (ctypes.c_ubyte * count)()
+                start = ctypes.c_char.from_buffer(view)
+                if libc.mincore(ctypes.byref(start), ctypes.c_size_t(len(view)), flags):
+                    raise OSError(ctypes.get_errno(), "mincore")
+                del start
+                pages += count
+                held += sum(flag & 1 for flag in flags)
+    return held / pages
 
 
 def _peak() -> float:

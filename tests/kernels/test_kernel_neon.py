@@ -24,7 +24,7 @@ MUTANTS = {
     "zip": ("values_neon.c", "vzip2q_u16(low[k], high[k])", "vzip1q_u16(low[k], high[k])"),
     "last coordinate": ("values_neon.c", "if (count) add_nibbles", "if (!count) add_nibbles"),
     "rows": ("values_neon.c", "vpaddq_f32(sum[2], sum[3])", "vpaddq_f32(sum[3], sum[2])"),
-    "maximum": ("attention.c", "i += 4) most = vmaxq_f32", "i += 64) most = vmaxq_f32"),
+    "maximum": ("softmax.c", "i += 4) most = vmaxq_f32", "i += 64) most = vmaxq_f32"),
 }
 
 EMULATOR = next(

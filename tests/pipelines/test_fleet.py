@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import signal
+import threading
+import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -259,3 +264,52 @@ def test_fifty_adapters_are_one_parquet_file(save, tmp_path):
     stored = pd.read_parquet(folder / "modules.parquet")
     assert stored.groupby("adapter").size().tolist() == [6] * 50
     assert found.tables["adapters"]["adapter"].tolist()[9:11] == ["run-9", "run-10"]
+
+
+def test_ctrl_c_while_the_next_adapter_is_read(save, tmp_path, monkeypatch):
+    """What was measured by then is kept, and measured only once."""
+    folders = [save(name, place) for place, name in enumerate("abcde")]
+    read = fleet_parts.read_contents
+
+    def interrupted(folder, stopped):
+        if folder.name == "d":
+            os.kill(os.getpid(), signal.SIGINT)
+            while not stopped():
+                time.sleep(0.001)
+        return read(folder, stopped)
+
+    monkeypatch.setattr(fleet_parts, "read_contents", interrupted)
+    out, done = tmp_path / "out", []
+    with pytest.raises(KeyboardInterrupt):
+        inspect_fleet(folders, samples=5, out=out, workers=1, progress=lambda *s: done.append(s))
+    kept = len(list((out / ".parts").glob("*.parquet")))
+    assert kept in (2, 3)  # c may have been in work
+    assert len(done) in (kept - 1, kept)
+    assert not any(thread.name.startswith("gonio-reader") for thread in threading.enumerate())
+    monkeypatch.undo()
+    resumed = inspect_fleet(folders, samples=5, out=out, workers=1)
+    assert_same(resumed, inspect_fleet(folders, samples=5, workers=1))
+    assert len(list((out / ".parts").glob("*.parquet"))) == 5
+
+
+def test_a_broken_adapter_says_what_loading_it_says(save, tmp_path):
+    """In the order of the fleet, however early the reader meets it."""
+    good, cut, diverged = save("good", 1), save("cut", 2), save("diverged", 3, scale=math.inf)
+    weights = cut / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    failed = inspect_fleet([cut, good, diverged], samples=5, workers=1).tables["failed"]
+    assert failed["adapter"].tolist() == ["cut", "diverged"]
+    for folder, reason in zip((cut, diverged), failed["reason"], strict=True):
+        with pytest.raises(AdapterError) as expected:
+            load_adapter(folder)
+        assert reason == str(expected.value)
+
+
+def test_large_adapters_are_mapped_and_measured_alike(save, monkeypatch):
+    folders = [save(name, place) for place, name in enumerate("ab")]
+    expected = inspect_fleet(folders, samples=5, workers=1)
+    read = fleet_parts.read_contents
+    monkeypatch.setattr(fleet_parts, "read_contents", partial(read, limit=100))
+    found = inspect_fleet(folders, samples=5, workers=1)
+    assert_same(found, expected)
+    assert found.record.inputs == expected.record.inputs

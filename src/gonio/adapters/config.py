@@ -99,24 +99,30 @@ class LoraSettings:
         Returns:
             r and alpha / r (alpha / sqrt(r) for rsLoRA).
         """
-        from peft.utils.other import get_pattern_key
+        rank, alpha = self.rank, self.alpha
+        if self.rank_pattern or self.alpha_pattern:
+            from peft.utils.other import get_pattern_key
 
-        rank_key = get_pattern_key(list(self.rank_pattern), module)
-        alpha_key = get_pattern_key(list(self.alpha_pattern), module)
-        rank = self.rank_pattern.get(rank_key, self.rank)
-        alpha = self.alpha_pattern.get(alpha_key, self.alpha)
+            rank_key = get_pattern_key(list(self.rank_pattern), module)
+            alpha_key = get_pattern_key(list(self.alpha_pattern), module)
+            rank = self.rank_pattern.get(rank_key, rank)
+            alpha = self.alpha_pattern.get(alpha_key, alpha)
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def read_settings(folder: Path) -> LoraSettings:
+def read_settings(folder: Path, contents: bytes | None = None) -> LoraSettings:
     """Read and check ``adapter_config.json``.
+
+    Args:
+        folder: The adapter folder.
+        contents: What the file holds, where it has been read already.
 
     Raises:
         AdapterError: The file is missing or broken, is no LoRA configuration, or asks for a
             variant whose update is not ``scaling * B @ A``.
     """
     path = folder / CONFIG_NAME
-    raw = _read_json(path)
+    raw = _read_json(path, contents)
     kind = raw.get("peft_type")
     if kind != "LORA":
         raise _refused(path, f"peft_type is {shown(kind)}", "Only LoRA adapters are measured.")
@@ -146,9 +152,9 @@ def read_settings(folder: Path) -> LoraSettings:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, contents: bytes | None) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads((path.read_bytes() if contents is None else contents).decode("utf-8"))
     except OSError as error:
         raise _refused(path, f"cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

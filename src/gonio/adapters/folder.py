@@ -9,6 +9,7 @@ from pathlib import Path
 from gonio.adapters.adapter import Adapter, UnusedKey
 from gonio.adapters.base import BaseWeights, WeightSource
 from gonio.adapters.config import CONFIG_NAME, LoraSettings, read_settings
+from gonio.adapters.contents import AdapterContents
 from gonio.adapters.dora import dora_update, magnitude_length
 from gonio.adapters.factors import check_values, read_magnitude, read_update
 from gonio.adapters.keys import PREFIX, ModuleKeys, sort_keys
@@ -30,7 +31,9 @@ __all__ = ["WEIGHTS_NAME", "Adapter", "UnusedKey", "load_adapter"]
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth")
 
 
-def load_adapter(path: str | Path, base: WeightSource | None = None) -> Adapter:
+def load_adapter(
+    path: str | Path, base: WeightSource | None = None, *, contents: AdapterContents | None = None
+) -> Adapter:
     """Read a PEFT LoRA or DoRA folder into one update per module.
 
     Rank, alpha, rsLoRA and the rank and alpha patterns are resolved as PEFT resolves them, so
@@ -42,6 +45,8 @@ def load_adapter(path: str | Path, base: WeightSource | None = None) -> Adapter:
         base: The base model's weights, for example a :class:`gonio.models.WeightReader`. DoRA
             needs them; matrices saved whole (modules_to_save) become updates with them. They are
             read again whenever such an update is used, so they must stay open.
+        contents: What :func:`gonio.adapters.contents.read_contents` read of the folder; the
+            factors are then views of its bytes, and only ``Adapter.beside`` reads files.
 
     Returns:
         The adapter; at least one update, every factor finite.
@@ -56,7 +61,7 @@ def load_adapter(path: str | Path, base: WeightSource | None = None) -> Adapter:
     """
     folder = _folder(path)
     _require_files(folder)
-    settings = read_settings(folder)
+    settings = read_settings(folder, None if contents is None else contents.config)
     if settings.use_dora and base is None:
         raise AdapterError(
             f"cannot read the adapter without its base model: {folder}\n"
@@ -66,7 +71,7 @@ def load_adapter(path: str | Path, base: WeightSource | None = None) -> Adapter:
     weights = None
     if base is not None:
         weights = BaseWeights(base, fan_in_fan_out=settings.fan_in_fan_out)
-    with StoredTensors(folder) as tensors:
+    with StoredTensors(folder, None if contents is None else contents.tensors) as tensors:
         modules, listed = sort_keys(tensors, settings)
         unused = list(listed)
         updates = [_update(tensors, keys, settings, weights) for keys in modules]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from gonio.errors import AdapterError
 __all__ = [
     "WEIGHTS_NAME",
     "LazyTensors",
+    "LoadedTensors",
     "StoredTensors",
     "all_finite",
     "broken",
@@ -30,21 +32,43 @@ WEIGHTS_NAME = "adapter_model.safetensors"
 _READ_ERRORS = (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
+class LoadedTensors(NamedTuple):
+    """All tensors of a weights file, in memory.
+
+    Attributes:
+        by_key: Key -> tensor.
+        is_finite: Whether all are known to hold neither NaN nor infinity.
+    """
+
+    by_key: Mapping[str, Tensor]
+    is_finite: bool
+
+
 class StoredTensors:
-    """The open weights file of an adapter folder.
+    """The open weights file of an adapter folder, or its tensors that were read before.
 
     Args:
         folder: The adapter folder.
+        loaded: What the file holds, None to open it.
+
+    Attributes:
+        keys: All keys, layer 2 before layer 10.
+        is_finite: Whether all tensors are known to hold neither NaN nor infinity.
 
     Raises:
         AdapterError: The file cannot be opened.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, loaded: LoadedTensors | None = None) -> None:
         self.folder = folder
+        self.is_finite = loaded is not None and loaded.is_finite
+        self._loaded = None if loaded is None else loaded.by_key
+        self._file: Any = None
         try:
-            self._file = safe_open(str(folder / WEIGHTS_NAME), framework="pt", device="cpu")
-            self.keys = tuple(sorted(self._file.keys(), key=lambda key: (natural_order(key), key)))
+            if self._loaded is None:
+                self._file = safe_open(str(folder / WEIGHTS_NAME), framework="pt", device="cpu")
+            found = self._file.keys() if self._loaded is None else self._loaded
+            self.keys = tuple(sorted(found, key=lambda key: (natural_order(key), key)))
         except (SafetensorError, OSError) as error:
             raise self._unreadable(error) from error
 
@@ -52,10 +76,12 @@ class StoredTensors:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        del self._file
+        self._file = None
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
+        if self._loaded is not None:
+            return tuple(self._loaded[key].shape)
         try:
             return tuple(self._file.get_slice(key).get_shape())
         except _READ_ERRORS as error:
@@ -63,6 +89,8 @@ class StoredTensors:
 
     def get(self, key: str) -> Tensor:
         """The tensor of a key, in its stored dtype."""
+        if self._loaded is not None:
+            return self._loaded[key]
         try:
             tensor = self._file.get_tensor(key)
         except _READ_ERRORS as error:
@@ -132,11 +160,12 @@ def broken(folder: Path, lines: Iterable[str], cure: str = "") -> AdapterError:
     return AdapterError(f"{message}\n{cure}" if cure else message)
 
 
-def natural_order(name: str) -> list[tuple[bool, int, str]]:
+@lru_cache(maxsize=1 << 14)  # the keys of one adapter are those of the next
+def natural_order(name: str) -> tuple[tuple[bool, int, str], ...]:
     """Sort key that puts layer 2 before layer 10."""
     keys = []
     for position, part in enumerate(re.split(r"([0-9]+)", name)):
         is_number = position % 2 == 1
         text = part.lstrip("0") if is_number else part
         keys.append((is_number, len(text) if is_number else 0, text))  # longer numbers are larger
-    return keys
+    return tuple(keys)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -147,6 +148,7 @@ def _norms(factor: Tensor, dim: int) -> Tensor:
     return size.squeeze(dim) * unit
 
 
+@lru_cache(maxsize=1 << 14)  # the modules of one adapter are those of the next
 def split_module_name(module: str) -> tuple[int | None, str]:
     """Layer index and projection of a module name.
 

@@ -62,8 +62,8 @@ def attend(
         SettingError: The level cannot run here.
     """
     keys, values = plans
-    batch, heads, rows = query.shape[:3]
     check_query(query, keys)
+    batch, heads, rows, _ = query.shape
     for each, plan in zip(data, plans, strict=True):
         check_codes(each, plan, batch, tokens)
     if mask is not None and (mask.shape[::2] != (batch, tokens) or rows % mask.shape[1]):
@@ -121,13 +121,14 @@ def check_codes(data: Tensor, plan: CodePlan, batch: int, tokens: int) -> None:
     Raises:
         ShapeError: They are not.
     """
-    if data.ndim != 3 or data.shape[::2] != (batch, plan.block_bytes):
+    shape = data.shape
+    if len(shape) != 3 or (shape[0], shape[2]) != (batch, plan.block_bytes):
         raise ShapeError(
-            f"packed codes {tuple(data.shape)} do not fit a batch of {batch} and blocks of "
+            f"packed codes {tuple(shape)} do not fit a batch of {batch} and blocks of "
             f"{plan.block_bytes} bytes"
         )
-    if not 0 <= tokens <= data.shape[1] * BLOCK:
-        raise ShapeError(f"{tokens} tokens asked of {data.shape[1]} blocks of {BLOCK}")
+    if not 0 <= tokens <= shape[1] * BLOCK:
+        raise ShapeError(f"{tokens} tokens asked of {shape[1]} blocks of {BLOCK}")
 
 
 def check_query(query: Tensor, plan: CodePlan) -> None:
@@ -136,8 +137,9 @@ def check_query(query: Tensor, plan: CodePlan) -> None:
     Raises:
         ShapeError: They are not.
     """
-    if query.ndim != 4 or query.shape[1::2] != (plan.heads, plan.dim):
+    shape = query.shape
+    if len(shape) != 4 or (shape[1], shape[3]) != (plan.heads, plan.dim):
         raise ShapeError(
-            f"queries {tuple(query.shape)} do not fit {plan.heads} heads of {plan.dim}, expected "
+            f"queries {tuple(shape)} do not fit {plan.heads} heads of {plan.dim}, expected "
             "(batch, heads, rows, dim)"
         )

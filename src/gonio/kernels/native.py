@@ -87,7 +87,7 @@ class _Plan(ctypes.Structure):
     )
 
 
-_plans: WeakKeyDictionary[CodePlan, _Plan] = WeakKeyDictionary()
+_plans: WeakKeyDictionary[CodePlan, Any] = WeakKeyDictionary()  # pointers to _Plan
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,13 @@ def native_call(name: str, *arguments: Any) -> None:
 
 def plan_pointer(plan: CodePlan) -> Any:
     """A pointer to the plan as C sees it, valid as long as the plan is."""
-    if plan not in _plans:
+    found = _plans.get(plan)
+    if found is None:
         fields = plan.tensors[:10]
         numbers = (plan.heads, plan.dim, plan.block_bytes)
-        _plans[plan] = _Plan(*numbers, *(tensor.data_ptr() for tensor in fields))
-    return ctypes.byref(_plans[plan])
+        found = ctypes.pointer(_Plan(*numbers, *(tensor.data_ptr() for tensor in fields)))
+        _plans[plan] = found
+    return found
 
 
 def ready(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -65,11 +65,11 @@ def check_factors(lora_b: Tensor, lora_a: Tensor) -> None:
         ShapeError: The factors do not multiply, or a dimension is zero.
         SettingError: A factor is not real floating point.
     """
-    shapes = _shapes(lora_b, lora_a)
     if lora_b.ndim < 2 or lora_a.ndim < 2 or lora_b.shape[-1] != lora_a.shape[-2]:
+        shapes = _shapes(lora_b, lora_a)
         raise ShapeError(f"{shapes} do not multiply; expected (..., m, r) and (..., r, n)")
     if 0 in lora_b.shape[-2:] or 0 in lora_a.shape[-2:]:
-        raise ShapeError(f"{shapes} have an empty dimension")
+        raise ShapeError(f"{_shapes(lora_b, lora_a)} have an empty dimension")
     for name, factor in (("lora_b", lora_b), ("lora_a", lora_a)):
         if not factor.is_floating_point():
             raise SettingError(

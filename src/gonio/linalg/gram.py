@@ -23,6 +23,7 @@ from torch import Tensor
 __all__ = ["GramTriangles", "gram_triangles"]
 
 _CHUNK = 768  # entries of a row summed at a time: keeps the bound short and the copies in cache
+_STACKED = 1 << 17  # entries of matrices that are multiplied at a time: in cache as well
 _UNIT = torch.finfo(torch.float64).eps / 2
 _SAFE = 2.0**500  # squared lengths within 1/_SAFE and _SAFE cannot overflow or underflow in a core
 
@@ -56,11 +57,7 @@ def gram_triangles(matrices: Sequence[Tensor]) -> GramTriangles:
         The factors and their error. NaN or infinite entries give a length that is not finite.
     """
     rank, columns = matrices[0].shape
-    gram = torch.empty((len(matrices), rank, rank), dtype=torch.float64, device=matrices[0].device)
-    for total, matrix in zip(gram, matrices, strict=True):
-        for start in range(0, columns, _CHUNK):
-            piece = matrix[:, start : start + _CHUNK].double()
-            torch.addmm(total, piece, piece.mT, beta=0 if start == 0 else 1, out=total)
+    gram = _gram_matrices(matrices)
     squares = gram.diagonal(dim1=-2, dim2=-1)
     usable = ((squares > 1 / _SAFE) & (squares < _SAFE)).all(dim=-1)
     lengths = squares.sqrt()
@@ -77,3 +74,18 @@ def gram_triangles(matrices: Sequence[Tensor]) -> GramTriangles:
     entry = 1.01 * _UNIT * (min(columns, _CHUNK) + pieces + rank + 8)
     deviation = torch.where(usable, entry * column_sums.square().sum(dim=-1), torch.inf)
     return GramTriangles(lengths, triangles, inverses, deviation)
+
+
+def _gram_matrices(matrices: Sequence[Tensor]) -> Tensor:
+    """``X X^T`` of every matrix in float64, small ones in stacks, shape ``(N, r, r)``."""
+    rank, columns = matrices[0].shape
+    gram = torch.empty((len(matrices), rank, rank), dtype=torch.float64, device=matrices[0].device)
+    size = max(1, _STACKED // (rank * columns))
+    for first in range(0, len(matrices), size):
+        members = matrices[first : first + size]
+        stack = torch.stack(list(members)) if len(members) > 1 else members[0].unsqueeze(0)
+        total = gram[first : first + size]
+        for start in range(0, columns, _CHUNK):
+            piece = stack[..., start : start + _CHUNK].double()
+            torch.baddbmm(total, piece, piece.mT, beta=0 if start == 0 else 1, out=total)
+    return gram

@@ -19,9 +19,16 @@ from gonio.adapters.measure import NULL_SAMPLES
 from gonio.errors import AdapterError, GonioError
 from gonio.files import require_writable
 from gonio.linalg.resampling import Interval, bootstrap_interval
+from gonio.pipelines.ahead import run_ahead
 from gonio.pipelines.engines import Engine, available_cpus, require_engine, run_tasks
 from gonio.pipelines.fleet_members import find_fleet, seed_groups
-from gonio.pipelines.fleet_parts import FleetTask, MeasuredAdapter, measure_task
+from gonio.pipelines.fleet_parts import (
+    FleetTask,
+    MeasuredAdapter,
+    measure_read,
+    measure_task,
+    read_task,
+)
 from gonio.pipelines.steps import record_folder
 from gonio.records import Measurement, Value, make_measurement, make_value, write_measurement
 
@@ -31,7 +38,8 @@ Progress = Callable[[str, int, int], None]
 
 _PARTS = ".parts"
 _RECORD = "fleet"
-_ADAPTERS_PER_WORKER = 100  # what a worker measures in about the time it takes to start
+_ADAPTERS_PER_WORKER = 125  # below 250 in all, starting two takes longer than they save
+_READ_AHEAD = 1
 _FEW_SEEDS = 5
 
 
@@ -48,11 +56,14 @@ def inspect_fleet(
 ) -> Measurement:
     """Spectrum of every update of many adapters; one adapter in memory per worker.
 
+    A single local worker is this process, and a thread reads the next adapter meanwhile: two are
+    in memory. Weights above 256 MiB are mapped in place of held.
+
     Args:
         roots: Adapter folders, and folders that hold adapters or ``checkpoint-N`` folders.
         engine: ``"local"`` or ``"ray"`` (:func:`gonio.pipelines.engines.run_tasks`).
         workers: Adapters measured at a time. None: one per CPU, with ``"local"`` fewer for small
-            fleets, since a worker takes as long to start as 100 adapters take to measure.
+            fleets, one per 125 adapters: processes take seconds to start.
         groups: Adapter name to the name of its seed group. None: adapters of equal shapes whose
             names differ only in a number after ``seed`` or in a last ``-N``.
         samples: Random factor pairs per shape behind the chance columns.
@@ -113,19 +124,22 @@ def _measure_all(
     Raises:
         AdapterError: Nothing could be measured.
     """
-    found: dict[str, MeasuredAdapter | GonioError] = {}
-    with closing(run_tasks(measure_task, tasks, engine=engine, workers=workers)) as results:
+    found: dict[str, MeasuredAdapter | str] = {}
+    if engine == "local" and workers == 1:
+        run = run_ahead(read_task, measure_read, tasks, ahead=_READ_AHEAD)
+    else:
+        run = run_tasks(measure_task, tasks, engine=engine, workers=workers)
+    with closing(run) as results:
         for done, (task, result) in enumerate(results, start=1):
             if isinstance(result, Exception) and not isinstance(result, GonioError):
                 raise result  # a defect of gonio's or the machine's, not of one folder
-            found[task.item.name] = result
+            # Only the text of an error: its traceback would keep what was read.
+            found[task.item.name] = str(result) if isinstance(result, Exception) else result
             if progress:
                 progress(task.item.name, done, len(tasks))
     in_order = [(task.item, found[task.item.name]) for task in tasks]
     failed = [
-        (item.name, str(item.path), str(result))
-        for item, result in in_order
-        if isinstance(result, GonioError)
+        (item.name, str(item.path), result) for item, result in in_order if isinstance(result, str)
     ]
     measured = [result for _, result in in_order if isinstance(result, MeasuredAdapter)]
     if not measured:

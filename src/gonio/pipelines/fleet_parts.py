@@ -17,15 +17,24 @@ from typing import Any
 import pandas as pd
 
 from gonio import __version__
-from gonio.adapters import load_adapter, spectrum_table
+from gonio.adapters import Adapter, load_adapter, spectrum_table
 from gonio.adapters.checkpoints import FoundAdapter
 from gonio.adapters.config import CONFIG_NAME
+from gonio.adapters.contents import AdapterContents, prefetch_contents, read_contents
 from gonio.adapters.stored import WEIGHTS_NAME
 from gonio.files import replace_file
 from gonio.linalg.resampling import bootstrap_interval, cluster_bootstrap_interval
-from gonio.records import InputFile, file_input
+from gonio.pipelines.ahead import Stopped
+from gonio.records import InputFile
 
-__all__ = ["FleetTask", "MeasuredAdapter", "measure_task"]
+__all__ = [
+    "FleetTask",
+    "MeasuredAdapter",
+    "ReadAdapter",
+    "measure_read",
+    "measure_task",
+    "read_task",
+]
 
 
 @dataclass(frozen=True)
@@ -53,29 +62,92 @@ class MeasuredAdapter:
     inputs: tuple[InputFile, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ReadAdapter:
+    """An adapter whose files were read, or whose measured part was.
+
+    Attributes:
+        task: What to do with it.
+        inputs: Its files.
+        part: Where its part is kept, None for nowhere.
+        loaded: The adapter and the seconds its loading took, or the table of its part. None for
+            weights too large to hold beside another adapter's: they are mapped when measured.
+        contents: What its files held.
+    """
+
+    task: FleetTask
+    inputs: tuple[InputFile, ...]
+    part: Path | None
+    loaded: tuple[Adapter, float] | pd.DataFrame | None
+    contents: AdapterContents
+
+
 def measure_task(task: FleetTask) -> MeasuredAdapter:
     """Measure one adapter, or read what an earlier run measured of the same files.
 
     Raises:
         AdapterError: The folder cannot be read, or every update is zero.
+        DataError: A file cannot be read.
         OutputError: The part cannot be written.
     """
+    return measure_read(read_task(task))
+
+
+def read_task(
+    task: FleetTask, following: FleetTask | None = None, stopped: Stopped = lambda: False
+) -> ReadAdapter:
+    """Read and check the files of one adapter, once; or the part that is there for them.
+
+    Args:
+        task: The adapter.
+        following: The next one, whose file the system may begin to read.
+        stopped: Asked while reading; once true, reading ends with an error.
+
+    Raises:
+        AdapterError: The folder cannot be read.
+        DataError: A file cannot be read.
+    """
     name, path, _ = task.item
-    files = [path / CONFIG_NAME, path / WEIGHTS_NAME]
-    if not all(file.is_file() for file in files):
+    if not all((path / file).is_file() for file in (CONFIG_NAME, WEIGHTS_NAME)):
         load_adapter(path)  # raises, and says what is missing
-    inputs = tuple(file_input(file, f"{name}/{file.name}") for file in files)
+    if following is not None:
+        prefetch_contents(following.item.path)
+    contents = read_contents(path, stopped)
+    inputs = tuple(
+        InputFile(name=f"{name}/{file}", sha256=digest) for file, digest in contents.sha256.items()
+    )
     part = None if task.parts is None else task.parts / f"{_key(task, inputs)}.parquet"
-    modules = _read_part(part)
-    if modules is None:
+    loaded: tuple[Adapter, float] | pd.DataFrame | None = _read_part(part)
+    if loaded is None and not contents.is_large:
+        loaded = _load(path, contents)
+    return ReadAdapter(task, inputs, part, loaded, contents)
+
+
+def measure_read(read: ReadAdapter) -> MeasuredAdapter:
+    """Measure an adapter that was read, and keep its part.
+
+    Raises:
+        AdapterError: A large folder cannot be read, or every update is zero.
+        OutputError: The part cannot be written.
+    """
+    task, modules = read.task, read.loaded
+    if not isinstance(modules, pd.DataFrame):
+        adapter, seconds = modules or _load(task.item.path, read.contents)
         started = time.perf_counter()
-        modules = spectrum_table(load_adapter(path), samples=task.samples, seed=task.seed)
-        modules.attrs["seconds"] = time.perf_counter() - started
-        if part is not None:
-            with replace_file(part) as staging:
+        modules = spectrum_table(adapter, samples=task.samples, seed=task.seed)
+        modules.attrs["seconds"] = seconds + time.perf_counter() - started
+        if read.part is not None:
+            with replace_file(read.part) as staging:
                 modules.to_parquet(staging, index=False)
     seconds = modules.attrs.pop("seconds")
-    return MeasuredAdapter(modules, _row(task, modules, seconds), inputs)
+    return MeasuredAdapter(modules, _row(task, modules, seconds), read.inputs)
+
+
+def _load(path: Path, contents: AdapterContents) -> tuple[Adapter, float]:
+    """The adapter and the seconds its loading took."""
+    started = time.perf_counter()
+    adapter = load_adapter(path, contents=contents)
+    return adapter, time.perf_counter() - started
 
 
 def _key(task: FleetTask, inputs: tuple[InputFile, ...]) -> str:

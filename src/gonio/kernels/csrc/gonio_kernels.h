@@ -168,6 +168,16 @@ typedef struct {
 #define VALUE_QUADS(head) (((head)->nibbles / 2 * SLOTS + 1) / 2)
 int64_t list_quads(const plan *values, const head_plan *head, value_quad *quads);
 
+/* Loops over scores, for one instruction set (softmax.c): weights in place, sums times factors,
+ * whole scores as numbers, and the largest. */
+typedef struct {
+    float (*soften)(float *, int, float, float *, float *);
+    void (*multiply)(float *, int64_t, const float *);
+    void (*to_float)(const int32_t *, int, float, float, float *);
+    float (*largest)(const float *, int);
+} loops;
+const loops *loops_for(enum level level);
+
 /* Of one row: the scores' scale and bias, the largest score and the sum of weights so far. */
 typedef struct {
     float scale, bias, *max, *total;
