@@ -64,8 +64,8 @@ def attend(
     keys, values = plans
     check_query(query, keys)
     batch, heads, rows, _ = query.shape
-    for each, plan in zip(data, plans, strict=True):
-        check_codes(each, plan, batch, tokens)
+    check_codes(data[0], keys, batch, tokens)
+    check_codes(data[1], values, batch, tokens)
     if mask is not None and (mask.shape[::2] != (batch, tokens) or rows % mask.shape[1]):
         raise ShapeError(f"mask {tuple(mask.shape)} does not fit {batch} x {rows} x {tokens}")
     if bias is not None and bias.shape != query.shape[:3]:
@@ -77,8 +77,10 @@ def attend(
         from gonio.kernels.triton_kernels import triton_attention
 
         return merge_attention(triton_attention(query, data, plans, bias, mask, softcap, tokens))
-    query, (key_data, value_data) = ready(query, F32), (ready(x, torch.uint8) for x in data)
-    bias, mask = (None if x is None else ready(x, F32) for x in (bias, mask))
+    query = ready(query, F32)
+    key_data, value_data = ready(data[0], torch.uint8), ready(data[1], torch.uint8)
+    bias = None if bias is None else ready(bias, F32)
+    mask = None if mask is None else ready(mask, F32)
     shape = (batch, heads, rows)
     ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
     parts = [

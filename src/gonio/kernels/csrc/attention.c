@@ -137,54 +137,55 @@ static void attend_sequence(const call *c, group *groups, int64_t count, int64_t
     }
 }
 
-static void free_groups(group *groups, int64_t count) {
-    for (int64_t i = 0; groups && i < count; i++) {
-        tables_free(&groups[i].tables);
-        free(groups[i].sums);
-        free(groups[i].quads);
+/* The groups of all heads of a sequence, `count` for each head, the first at the start of the
+ * memory. */
+static group *place_groups(const call *c, int64_t count, arena *space) {
+    int64_t all = c->keys->heads * count;
+    group *groups = take(space, (size_t)all * sizeof *groups), counted;
+    for (int64_t i = 0; i < all; i++) {
+        group *g = groups ? groups + i : &counted;
+        const head_plan *own = c->values->head + i / count;
+        size_t quads = c->has_bytes ? (size_t)VALUE_QUADS(own) : 0;
+        memset(g, 0, sizeof *g);
+        g->row = i % count * GROUP;
+        g->sum_count = c->values->dim * PARTS * GROUP;
+        if (c->has_bytes) g->sum_count = ((int64_t)quads * 4 + own->wides) * GROUP;
+        g->quads = take(space, quads * sizeof *g->quads);
+        g->sums = take(space, (size_t)g->sum_count * sizeof *g->sums);
+        tables_place(&g->tables, c->keys->head + i / count, c->keys, c->precise, c->level, space);
     }
-    free(groups);
+    return groups;
 }
 
 /* One group of rows of a head, its query rows beginning at `query` and their biases at `bias`. */
-static int start_group(const call *c, group *g, int64_t index, const float *query,
-                       const float *bias) {
-    const head_plan *head = c->keys->head + index;
+static void start_group(const call *c, group *g, int64_t index, const float *query,
+                        const float *bias) {
     int64_t left = c->rows - g->row;
-    const head_plan *own = c->values->head + index;
-    g->quads = aligned_alloc(64, ((size_t)VALUE_QUADS(own) * sizeof *g->quads + 127) & ~(size_t)63);
-    if (!g->quads) return -1;
-    g->sum_count = c->values->dim * PARTS * GROUP;
 #if GONIO_X86
     if (c->has_bytes) {
+        const head_plan *own = c->values->head + index;
         g->quad_count = list_quads(c->values, own, g->quads);
         g->sum_count = (g->quad_count * 4 + own->wides) * GROUP;
     }
 #endif
-    size_t bytes = ((size_t)g->sum_count * sizeof *g->sums + 127) & ~(size_t)63;
-    g->sums = aligned_alloc(64, bytes);
-    if (!g->sums || tables_allocate(&g->tables, head, c->keys, c->precise, c->level)) return -1;
-    tables_fill(&g->tables, head, c->keys, query + g->row * c->keys->dim,
+    tables_fill(&g->tables, c->keys->head + index, c->keys, query + g->row * c->keys->dim,
                 (int)(left < GROUP ? left : GROUP), c->level);
     g->tables.leaves_lines = c->has_bytes;
     for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
-    memset(g->sums, 0, bytes);
+    memset(g->sums, 0, (size_t)g->sum_count * sizeof *g->sums);
     for (int r = 0; r < GROUP; r++) g->max[r] = -INFINITY;
-    return 0;
 }
 
-/* The groups of all heads of a sequence, `count` for each head. */
 static group *start_groups(const call *c, int64_t count, const float *query, const float *bias) {
-    int64_t all = c->keys->heads * count;
-    group *groups = calloc((size_t)all, sizeof *groups);
-    for (int64_t i = 0; groups && i < all; i++) {
+    arena space = {NULL, 0};
+    place_groups(c, count, &space);
+    space.start = aligned_alloc(64, space.used + 64);
+    space.used = 0;
+    if (!space.start) return NULL;
+    group *groups = place_groups(c, count, &space);
+    for (int64_t i = 0; i < c->keys->heads * count; i++) {
         int64_t index = i / count, rows = index * c->rows;
-        groups[i].row = i % count * GROUP;
-        if (start_group(c, groups + i, index, query + rows * c->keys->dim,
-                        bias ? bias + rows : NULL)) {
-            free_groups(groups, all);
-            return NULL;
-        }
+        start_group(c, groups + i, index, query + rows * c->keys->dim, bias ? bias + rows : NULL);
     }
     return groups;
 }
@@ -267,7 +268,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
             int64_t index = i / count, row = start + index * rows + groups[i].row;
             finish(&c, groups + i, index, out + row * values->dim, lse + row);
         }
-        free_groups(groups, all);
+        free(groups);
     }
     return 0;
 }

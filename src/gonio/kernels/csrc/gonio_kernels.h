@@ -20,6 +20,9 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define BLOCK 64       /* tokens of a block */
 #define SLOTS 4        /* coordinates that a nibble can hold */
@@ -73,6 +76,24 @@ typedef struct {
     const float *units;            /* [heads][dim], of int8 levels; 1 for wide coordinates */
 } plan;
 
+/* Memory of a call, allocated once: pieces of their own would lie in many more pages, each of which
+ * costs time in a processor that has just read much else. */
+typedef struct {
+    char *start; /* NULL while its size is counted */
+    size_t used;
+} arena;
+
+INLINE void *take(arena *space, size_t bytes) {
+    char *found = space->start ? space->start + space->used : NULL;
+    size_t end = space->used + bytes;
+    space->used = (end + 63) & ~(size_t)63;
+#ifdef __SANITIZE_ADDRESS__
+    space->used += 64; /* nobody's */
+    if (found) ASAN_POISON_MEMORY_REGION(found + bytes, space->used - end);
+#endif
+    return found;
+}
+
 /* Where the head begins that is computed next, in this tile or the one behind it: its codes are
  * fetched meanwhile, block by block, in the order in which they lie. */
 INLINE const uint8_t *next_head(const plan *p, int64_t index, const uint8_t *tile) {
@@ -111,10 +132,9 @@ INLINE uint8_t weight_for(float half, float step, int precise, float limit) {
     return (uint8_t)(weight < 1 ? 1 : weight > LARGEST_WEIGHT ? LARGEST_WEIGHT : weight);
 }
 
-/* Tables (tables.c). Both return 0, or -1 without memory. */
-int tables_allocate(query_tables *tables, const head_plan *head, const plan *keys, int precise,
-                    enum level level);
-void tables_free(query_tables *tables);
+/* Tables (tables.c): their memory, which only counts it where the arena has none, and what is in it. */
+void tables_place(query_tables *tables, const head_plan *head, const plan *keys, int precise,
+                  enum level level, arena *space);
 void tables_fill(query_tables *tables, const head_plan *head, const plan *keys, const float *query,
                  int rows, enum level level);
 

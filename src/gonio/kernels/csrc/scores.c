@@ -105,21 +105,24 @@ static void score_sequence(const call *c, const uint8_t *data, int64_t first, in
     }
 }
 
-static void free_tables(query_tables *tables, int64_t count) {
-    for (int64_t i = 0; tables && i < count; i++) tables_free(tables + i);
-    free(tables);
+/* The tables of a sequence, the first at the start of the memory. */
+static query_tables *place_tables(const plan *keys, int64_t count, int precise, enum level level,
+                                  arena *space) {
+    int64_t all = keys->heads * count;
+    query_tables *tables = take(space, (size_t)all * sizeof *tables), counted;
+    for (int64_t i = 0; i < all; i++)
+        tables_place(tables ? tables + i : &counted, keys->head + i / count, keys, precise, level,
+                     space);
+    return tables;
 }
 
 static query_tables *allocate_tables(const plan *keys, int64_t count, int precise,
                                      enum level level) {
-    int64_t all = keys->heads * count;
-    query_tables *tables = calloc((size_t)all + 1, sizeof *tables);
-    for (int64_t i = 0; tables && i < all; i++)
-        if (tables_allocate(tables + i, keys->head + i / count, keys, precise, level)) {
-            free_tables(tables, all);
-            return NULL;
-        }
-    return tables;
+    arena space = {NULL, 0};
+    place_tables(keys, count, precise, level, &space);
+    space.start = aligned_alloc(64, space.used + 64);
+    space.used = 0;
+    return space.start ? place_tables(keys, count, precise, level, &space) : NULL;
 }
 
 /* Scores of every token for queries in the coordinates of the keys.
@@ -151,7 +154,7 @@ EXPORT int gonio_scores(const plan *keys, const uint8_t *data, int64_t batch, in
         score_sequence(&c, data + (size_t)(b * blocks * keys->block_bytes), first, last,
                        out + b * keys->heads * rows * tokens);
     }
-    free_tables(c.tables, keys->heads * c.count);
+    free(c.tables);
 #if GONIO_X86
     _mm_sfence();
 #endif

@@ -1,44 +1,27 @@
 /* Integer tables of a query: what each value of each nibble adds to its scores. */
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "gonio_kernels.h"
 
 #define LARGEST_PRECISE 32767
 
-static void *allocate(size_t bytes) { return aligned_alloc(64, (bytes + 127) & ~(size_t)63); }
-
-int tables_allocate(query_tables *t, const head_plan *head, const plan *keys, int precise,
-                    enum level level) {
+void tables_place(query_tables *t, const head_plan *head, const plan *keys, int precise,
+                  enum level level, arena *space) {
     size_t nibbles = (size_t)head->nibbles, wides = (size_t)head->wides;
+    int is_direct = level == AVX512 && !precise; /* entries are written where they are read */
     memset(t, 0, sizeof *t);
     t->precise = precise;
     t->nibbles = head->nibbles;
     t->wides = head->wides;
     t->wide_bits = keys->wide_bits + head->first_wide;
-    t->entries = allocate(GROUP * nibbles * NIBBLE * sizeof(int16_t));
-    t->weights = allocate(GROUP * nibbles / 2);
-    t->values = allocate(nibbles * NIBBLE * sizeof(float));
-    t->halves = allocate(nibbles * sizeof(float));
-    t->wide_entries = allocate(GROUP * wides * BYTE * sizeof(int16_t));
-    t->wide_weights = allocate(GROUP * wides);
-    t->arranged = allocate(arranged_bytes(head->nibbles, head->wides, precise, level));
-    if (t->entries && t->weights && t->values && t->halves && t->wide_entries &&
-        t->wide_weights && t->arranged)
-        return 0;
-    tables_free(t);
-    return -1;
-}
-
-void tables_free(query_tables *t) {
-    free(t->entries);
-    free(t->weights);
-    free(t->values);
-    free(t->halves);
-    free(t->wide_entries);
-    free(t->wide_weights);
-    free(t->arranged);
+    t->arranged = take(space, arranged_bytes(head->nibbles, head->wides, precise, level));
+    t->weights = take(space, GROUP * nibbles / 2);
+    t->halves = take(space, nibbles * sizeof(float));
+    t->values = take(space, (is_direct ? 1 : NIBBLE) * nibbles * sizeof(float));
+    t->entries = take(space, is_direct ? 0 : GROUP * nibbles * NIBBLE * sizeof(int16_t));
+    t->wide_entries = take(space, GROUP * wides * BYTE * sizeof(int16_t));
+    t->wide_weights = take(space, GROUP * wides);
 }
 
 /* Subtracts the middle of the range, which is the same for every token; returns it. */
