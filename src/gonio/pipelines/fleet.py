@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 _PARTS = ".parts"
 _RECORD = "fleet"
-_ADAPTERS_PER_WORKER = 125  # below 250 in all, starting two takes longer than they save
+_ADAPTERS_PER_WORKER = 250  # below 500 in all, starting two takes longer than they save
 _READ_AHEAD = 1
 _FEW_SEEDS = 5
 
@@ -63,7 +63,7 @@ def inspect_fleet(
         roots: Adapter folders, and folders that hold adapters or ``checkpoint-N`` folders.
         engine: ``"local"`` or ``"ray"`` (:func:`gonio.pipelines.engines.run_tasks`).
         workers: Adapters measured at a time. None: one per CPU, with ``"local"`` fewer for small
-            fleets, one per 125 adapters: processes take seconds to start.
+            fleets, one per 250 adapters: processes take seconds to start.
         groups: Adapter name to the name of its seed group. None: adapters of equal shapes whose
             names differ only in a number after ``seed`` or in a last ``-N``.
         samples: Random factor pairs per shape behind the chance columns.
