@@ -67,14 +67,12 @@ def reference_attention(
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
         scores = scores + mask.repeat(1, query.shape[2] // mask.shape[1], 1)[:, None]
-    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)  # amax needs an entry
-    most = torch.cat([scores, nothing], dim=-1).amax(dim=-1)
-    weights = (scores - most.where(most > -torch.inf, 0)[..., None]).exp()
+    nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)  # logsumexp needs an entry
+    lse = torch.cat([scores, nothing], dim=-1).logsumexp(dim=-1)
+    weights = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
     rows = _without_constants(reference_decode(data[1], plans[1], tokens), plans[1])
     values = rows.view(plans[1].heads, plans[1].dim, len(data[1]), tokens)
-    total = weights.sum(dim=-1)
-    weights = weights / total.where(total > 0, 1)[..., None]
-    return torch.einsum("bhrt,hdbt->bhrd", weights, values), most + total.log()
+    return torch.einsum("bhrt,hdbt->bhrd", weights, values), lse
 
 
 def _without_constants(rows: Tensor, plan: CodePlan) -> Tensor:
