@@ -17,6 +17,8 @@ void gonio_encode(const plan *, int, uint8_t *, int64_t, int64_t, int64_t, int64
                   const float *, const int32_t *, int64_t, int);
 void gonio_decode(const plan *, int, const uint8_t *, int64_t, int64_t, int64_t, float *);
 uint64_t gonio_read(const void *, int64_t, int);
+int gonio_spectra(const void *const *, const void *const *, int64_t, const gram_shape *,
+                  const double *, int, double *, double *, double *);
 int gonio_bf16_scores(const uint16_t *, int64_t, int64_t, int64_t, const float *, int64_t, int,
                       float *);
 
@@ -364,6 +366,38 @@ static void run_cells(int64_t coordinates, int64_t radius, int64_t blocks, float
     free(edges), free(rows), free(scale), free(costs), free(escaped), free(cheapest), free(codes), free(which), free(found);
 }
 
+/* Spectra of factors in every layout and precision; every level gives the same bits. */
+static void run_spectra(int64_t count, int64_t rank, int64_t rows, int64_t columns) {
+    static const size_t widths[] = {8, 4, 2, 2};
+    for (int dtype = FLOAT64; dtype <= BFLOAT16; dtype++) {
+        size_t width = widths[dtype];
+        void **b = exactly((size_t)count * sizeof *b), **a = exactly((size_t)count * sizeof *a);
+        for (int64_t i = 0; i < count; i++) {
+            b[i] = exactly((size_t)(rows * rank) * width), a[i] = exactly((size_t)(rank * columns) * width);
+            for (size_t k = 0; k < (size_t)(rows * rank) * width; k++) ((uint8_t *)b[i])[k] = (uint8_t)rand();
+            for (size_t k = 0; k < (size_t)(rank * columns) * width; k++) ((uint8_t *)a[i])[k] = (uint8_t)rand();
+        }
+        gram_shape shapes[2] = {{rank, rows, 1, rank, (enum dtype)dtype},
+                                {rank, columns, columns, 1, (enum dtype)dtype}};
+        double entry_error[2] = {1e-13, 1e-13}, *first = NULL;
+        size_t bytes = (size_t)(count * (rank + 2)) * sizeof(double);
+        for (int level = 0; level < LEVEL_COUNT; level++) {
+            if (!gonio_has_level(level)) continue;
+            double *sigma = exactly(bytes);
+            if (gonio_spectra((const void *const *)b, (const void *const *)a, count, shapes, entry_error,
+                              level, sigma, sigma + count * rank, sigma + count * (rank + 1)))
+                fail("memory of spectra", level, rank);
+            /* Random bytes are not all numbers: what is none differs in its bits. */
+            for (int64_t i = 0; first && i < count * (rank + 2); i++)
+                if (first[i] != sigma[i] && (first[i] == first[i] || sigma[i] == sigma[i]))
+                    fail("spectra", level, rank);
+            if (first) free(sigma); else first = sigma;
+        }
+        for (int64_t i = 0; i < count; i++) free(b[i]), free(a[i]);
+        free(b), free(a), free(first);
+    }
+}
+
 /* One call for four rows of one head of 128 coordinates, whose instructions can be counted. */
 static int run_once(const char *what, int level, const char *bits, int64_t tokens) {
     int64_t blocks = (tokens + BLOCK - 1) / BLOCK;
@@ -398,6 +432,8 @@ int main(int count, char **arguments) {
             for (int spread = 1; spread < 2000; spread *= 9) run_rans(blocks, 8 + lanes % 3, lanes, spread);
     for (int64_t radius = 0; radius < 40; radius += 1 + 5 * (radius > 2))
         for (float spread = 0.1f; spread < INFINITY; spread *= 60) run_cells(3, radius, 4, spread);
+    for (int64_t rank = 1; rank < 36; rank += 1 + rank / 4)
+        run_spectra(rank % 11, rank, rank + rand() % 900, rank + rand() % 70);
     uint16_t *bf16 = exactly(3 * 64 * sizeof *bf16);
     memset(bf16, 0, 3 * 64 * sizeof *bf16);
     float *query = floats(64), *out = floats(3);

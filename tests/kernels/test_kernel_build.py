@@ -18,8 +18,10 @@ def empty_cache(tmp_path, monkeypatch):
     """A cache folder without a library, and a fresh view of it."""
     monkeypatch.setenv("GONIO_CACHE", str(tmp_path))
     native._load.cache_clear()
+    native._was_built.cache_clear()
     yield tmp_path / "kernels"
     native._load.cache_clear()
+    native._was_built.cache_clear()
 
 
 def test_the_sources_are_part_of_the_package():
@@ -47,6 +49,17 @@ def test_a_failed_compilation_is_remembered_and_says_why(empty_cache, tmp_path, 
     with pytest.raises(BuildError, match="tried before; to try again, remove"):
         build_library()
     assert not list(empty_cache.glob("*.so"))
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+def test_who_does_not_want_to_wait_gets_what_was_compiled_before(empty_cache):
+    assert native.built_library() is None
+    assert not empty_cache.exists()
+    assert native.native_library() is not None
+    assert native.built_library() is native.native_library()
+    native._load.cache_clear()
+    native._was_built.cache_clear()  # as in a later process
+    assert native.built_library() is native.native_library()
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")

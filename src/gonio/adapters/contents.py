@@ -13,12 +13,14 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gonio.adapters.buffers import RecycledBuffers
 from gonio.adapters.config import CONFIG_NAME
 from gonio.adapters.stored import WEIGHTS_NAME, LoadedTensors, all_finite
 from gonio.errors import DataError
@@ -26,7 +28,8 @@ from gonio.errors import DataError
 __all__ = ["AdapterContents", "parse_tensors", "prefetch_contents", "read_contents"]
 
 _IN_MEMORY_BYTES = 256 << 20  # larger weights are hashed in blocks and mapped when they are read
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES = 4 << 20
+_SPARE_BYTES = 1 << 16
 _SHORTEST_HEADER, _LONGEST_HEADER = 2, 100_000_000  # the second is the library's own
 _DTYPES = {
     "F64": torch.float64,
@@ -56,7 +59,10 @@ class AdapterContents:
 
 
 def read_contents(
-    folder: Path, stopped: Callable[[], bool] = lambda: False, limit: int = _IN_MEMORY_BYTES
+    folder: Path,
+    stopped: Callable[[], bool] = lambda: False,
+    limit: int = _IN_MEMORY_BYTES,
+    buffers: RecycledBuffers | None = None,
 ) -> AdapterContents:
     """Read and hash both files of an adapter folder, and parse the weights where they are plain.
 
@@ -64,6 +70,7 @@ def read_contents(
         folder: The adapter folder.
         stopped: Asked between blocks; once it says yes, reading ends.
         limit: Weights of more bytes are hashed in blocks and not kept.
+        buffers: Where the weights are kept; fresh memory when omitted.
 
     Raises:
         DataError: A file cannot be read, or reading was stopped.
@@ -74,7 +81,7 @@ def read_contents(
         size = weights.stat().st_size
     except OSError as error:
         raise _unreadable(weights, error) from error
-    kept = torch.empty(size, dtype=torch.uint8) if size <= limit else None
+    kept = (buffers or RecycledBuffers()).take(size) if size <= limit else None
     digest, count = hashlib.sha256(), 0
     for block in _blocks(weights, kept, stopped):
         digest.update(block)
@@ -112,21 +119,26 @@ def parse_tensors(contents: Tensor) -> LoadedTensors | None:
     header = _header(bytes(contents[8:start].numpy()))
     if header is None:
         return None
-    tensors = {}
-    end = 0
-    for key, (dtype, shape, first, last) in sorted(header.items(), key=lambda item: item[1][2]):
+    entries = sorted(header.items(), key=lambda item: item[1][2])
+    end, sizes = 0, []
+    for _, (dtype, shape, first, last) in entries:
+        sizes.append(last - first)
         size = math.prod(shape) * dtype.itemsize
-        if first != end or last - first != size or (start + first) % dtype.itemsize:
+        if first != end or sizes[-1] != size or (start + first) % dtype.itemsize:
             return None
         end = last
-        if start + end > len(contents):
-            return None
-        tensors[key] = contents[start + first : start + last].view(dtype).view(shape)
     if start + end != len(contents):
         return None
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    is_finite = len(dtypes) == 1 and all_finite(contents[start:].view(dtypes.pop()))
-    return LoadedTensors(tensors, is_finite)
+    dtypes = {dtype for _, (dtype, *_) in entries}
+    if len(dtypes) != 1:
+        parts = contents[start:].split(sizes)
+        found = zip(entries, parts, strict=True)
+        return LoadedTensors({k: part.view(e[0]).view(e[1]) for (k, e), part in found}, False)
+    dtype = dtypes.pop()
+    numbers = contents[start:].view(dtype)
+    parts = numbers.split([size // dtype.itemsize for size in sizes])
+    found = zip(entries, parts, strict=True)
+    return LoadedTensors({k: part.view(e[1]) for (k, e), part in found}, all_finite(numbers))
 
 
 def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Iterable[memoryview]:
@@ -134,7 +146,7 @@ def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Ite
 
     A file that has grown yields what is behind ``kept`` too, so that the hash is of the whole.
     """
-    spare = memoryview(bytearray(_BLOCK_BYTES))
+    spare = memoryview(bytearray(_SPARE_BYTES if kept is not None else _BLOCK_BYTES))
     target = memoryview(b"") if kept is None else kept.numpy().data
     try:
         with path.open("rb", buffering=0) as stream:
@@ -151,7 +163,8 @@ def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Ite
     raise DataError(f"reading {path} was stopped")
 
 
-def _header(text: bytes) -> dict[str, tuple[torch.dtype, list[int], int, int]] | None:
+@lru_cache(maxsize=4)  # the header of one adapter is that of the next
+def _header(text: bytes) -> Mapping[str, tuple[torch.dtype, list[int], int, int]] | None:
     """Key -> dtype, shape and both offsets; None for a header that is not plain JSON."""
     if text[:1] != b"{" or not text.isascii() or b"\\" in text or b"-0" in text:
         return None

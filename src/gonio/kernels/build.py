@@ -22,7 +22,15 @@ from platformdirs import user_cache_path
 from gonio.errors import GonioError
 from gonio.files import replace_file, write_text
 
-__all__ = ["FLAGS", "BuildError", "Compiler", "build_library", "find_compiler", "source_files"]
+__all__ = [
+    "FLAGS",
+    "BuildError",
+    "Compiler",
+    "build_library",
+    "find_compiler",
+    "is_built",
+    "source_files",
+]
 
 # Strict floating point: -ffast-math would change it for the whole process.
 FLAGS = (
@@ -75,15 +83,8 @@ def build_library() -> Path:
         BuildError: It cannot be compiled; a failure is remembered until the compiler changes.
     """
     compiler, sources = find_compiler(), source_files()
-    digest = hashlib.sha256()
-    for part in (*FLAGS, compiler.path, compiler.version, platform.machine()):
-        digest.update(part.encode() + b"\0")
-    for path in sources:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    chosen = os.environ.get("GONIO_CACHE")
-    folder = (Path(chosen) if chosen else user_cache_path("gonio")) / "kernels"
-    library = folder / f"kernels-{digest.hexdigest()[:16]}.so"
-    failure = library.with_suffix(".failed")
+    library = _library_path(compiler, sources)
+    folder, failure = library.parent, library.with_suffix(".failed")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(library.with_suffix(".lock")):
@@ -94,6 +95,26 @@ def build_library() -> Path:
     except OSError as error:
         raise BuildError(f"cannot keep compiled kernels in {folder}: {error}") from error
     return library
+
+
+def is_built() -> bool:
+    """Whether the library was compiled before, for this compiler and these sources."""
+    try:
+        return _library_path(find_compiler(), source_files()).is_file()
+    except (BuildError, OSError):
+        return False
+
+
+def _library_path(compiler: Compiler, sources: list[Path]) -> Path:
+    """Where the library of a compiler and sources is kept."""
+    digest = hashlib.sha256()
+    for part in (*FLAGS, compiler.path, compiler.version, platform.machine()):
+        digest.update(part.encode() + b"\0")
+    for path in sources:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    chosen = os.environ.get("GONIO_CACHE")
+    folder = (Path(chosen) if chosen else user_cache_path("gonio")) / "kernels"
+    return folder / f"kernels-{digest.hexdigest()[:16]}.so"
 
 
 def _compile(compiler: Compiler, sources: list[Path], library: Path, failure: Path) -> None:

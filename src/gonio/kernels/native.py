@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gonio.errors import SettingError
-from gonio.kernels.build import BuildError, build_library
+from gonio.kernels.build import BuildError, build_library, is_built
 from gonio.kernels.layout import CodePlan
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "TRITON",
     "KernelStatus",
     "available_levels",
+    "built_library",
     "compute_level",
     "kernel_status",
     "native_call",
@@ -63,6 +64,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         None,
         [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_LONG] + [_POINTER] * 2,
     ),
+    "gonio_spectra": (_INT, [_POINTER] * 2 + [_LONG] + [_POINTER] * 2 + [_INT] + [_POINTER] * 3),
     "gonio_rans_decode": (_INT, [_POINTER] * 4),
     "gonio_rans_encode": (_INT, [_POINTER] * 5),
     "gonio_bf16_scores": (
@@ -122,6 +124,17 @@ def _load() -> tuple[ctypes.CDLL | None, str, str | None]:
 def native_library() -> ctypes.CDLL | None:
     """The compiled kernels; None where they cannot be compiled or loaded."""
     return _load()[0]
+
+
+_was_built = cache(is_built)  # asks the compiler for its version
+
+
+def built_library() -> ctypes.CDLL | None:
+    """The kernels if this process has loaded them or an earlier one has compiled them, else None.
+
+    For work that torch does well enough, so that nobody waits for a compiler.
+    """
+    return native_library() if _load.cache_info().currsize or _was_built() else None
 
 
 def available_levels() -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from gonio.errors import SettingError, ShapeError
 from gonio.linalg.balance import balanced, check_factors, check_scaling
 from gonio.linalg.gram import GramTriangles, gram_triangles
 
-__all__ = ["Cores", "FactorBatch", "Factors", "product_cores"]
+__all__ = ["Cores", "FactorBatch", "Factors", "core_error", "product_cores"]
 
 _EPS = torch.finfo(torch.float64).eps
 
@@ -133,12 +133,17 @@ def product_cores(batch: FactorBatch, relative_error: float) -> Cores:
             is_accurate = moved <= max(m, n) * _EPS * bound  # as what QR adds to the core's error
         by_gram = is_accurate & (relative < 1)
         gram = (left, right)
-    absolute = (4 * r + 8) * _EPS * bound
+    absolute = core_error(r) * bound
     exponent = torch.zeros(count, dtype=torch.int32, device=device)
     for i in (~by_gram).nonzero().flatten().tolist():
         core[i], exponent[i], size = _qr_core(batch.lora_b[i], batch.lora_a[i])
         relative[i], absolute[i] = 0.0, (max(m, n, r) + 4 * r + 8) * _EPS * size
     return Cores(core, exponent, relative, absolute, by_gram, gram)
+
+
+def core_error(rank: int) -> float:
+    """What rounding the core and its SVD adds to a value's error, in units of its sum of sizes."""
+    return (4 * rank + 8) * _EPS
 
 
 def _qr_core(lora_b: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:

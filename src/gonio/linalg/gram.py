@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GramTriangles", "gram_triangles"]
+__all__ = ["GramTriangles", "gram_entry_error", "gram_triangles"]
 
 _CHUNK = 768  # entries of a row summed at a time: keeps the bound short and the copies in cache
 _STACKED = 1 << 17  # entries of matrices that are multiplied at a time: in cache as well
@@ -69,11 +69,21 @@ def gram_triangles(matrices: Sequence[Tensor]) -> GramTriangles:
     triangles = torch.where(usable[:, None, None], lower.mT, identity)
     inverses = torch.linalg.solve_triangular(triangles, identity.expand_as(gram), upper=True)
     column_sums = inverses.abs().sum(dim=-2)
-    pieces = -(-columns // _CHUNK)
-    # 8 for the lengths and divisions; 1% for the rounding of the inverse where the bound is below 1
-    entry = 1.01 * _UNIT * (min(columns, _CHUNK) + pieces + rank + 8)
+    entry = gram_entry_error(rank, columns)
     deviation = torch.where(usable, entry * column_sums.square().sum(dim=-1), torch.inf)
     return GramTriangles(lengths, triangles, inverses, deviation)
+
+
+def gram_entry_error(rank: int, columns: int) -> float:
+    """Bound ``eta`` on an entry of E, for sums that begin anew at least every 768 terms.
+
+    Args:
+        rank: Rows r of the matrix.
+        columns: Its columns n.
+    """
+    pieces = -(-columns // _CHUNK)
+    # 8 for the lengths and divisions; 1% for the rounding of the inverse where the bound is below 1
+    return 1.01 * _UNIT * (min(columns, _CHUNK) + pieces + rank + 8)
 
 
 def _gram_matrices(matrices: Sequence[Tensor]) -> Tensor:

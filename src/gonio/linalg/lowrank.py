@@ -17,6 +17,7 @@ __all__ = [
     "RELATIVE_ERROR",
     "FactoredSpectrum",
     "FactoredTruncation",
+    "core_spectrum",
     "factored_frobenius_norm",
     "factored_inner_product",
     "factored_singular_values",
@@ -100,7 +101,7 @@ def factored_spectrum(
     """
     batch = FactorBatch.of(lora_b, lora_a, scaling)
     cores = product_cores(batch, relative_error)
-    return _spectrum(batch, cores, torch.linalg.svdvals(cores.core))
+    return core_spectrum(batch, cores, torch.linalg.svdvals(cores.core))
 
 
 def factored_truncation(
@@ -139,7 +140,7 @@ def factored_truncation(
     batch = FactorBatch.of(lora_b, lora_a, scaling)
     cores = product_cores(batch, relative_error)
     u, values, vh = torch.linalg.svd(cores.core, full_matrices=False)
-    spectrum = _spectrum(batch, cores, values)
+    spectrum = core_spectrum(batch, cores, values)
     k = min(rank, values.shape[-1])
     roots = spectrum.sigma.reshape(values.shape)[:, :k].sqrt()
     left, right = _rooted_vectors(batch, cores, u[..., :k], roots, vh[..., :k, :])
@@ -260,7 +261,7 @@ def factored_inner_product(b1: Tensor, a1: Tensor, b2: Tensor, a2: Tensor) -> Te
     return shift(product, exponent1 + exponent2)
 
 
-def _spectrum(batch: FactorBatch, cores: Cores, values: Tensor) -> FactoredSpectrum:
+def core_spectrum(batch: FactorBatch, cores: Cores, values: Tensor) -> FactoredSpectrum:
     """The singular values of the cores, scaled, and their errors."""
     size, exponent = batch.scaling.abs().unsqueeze(-1), cores.exponent.unsqueeze(-1)
     sigma = shift(values * size, exponent)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
+from gonio.adapters.buffers import RecycledBuffers
 from gonio.adapters.measure import NULL_SAMPLES
 from gonio.errors import AdapterError, GonioError
 from gonio.files import require_writable
@@ -126,7 +128,8 @@ def _measure_all(
     """
     found: dict[str, MeasuredAdapter | str] = {}
     if engine == "local" and workers == 1:
-        run = run_ahead(read_task, measure_read, tasks, ahead=_READ_AHEAD)
+        read = partial(read_task, buffers=RecycledBuffers())
+        run = run_ahead(read, measure_read, tasks, ahead=_READ_AHEAD)
     else:
         run = run_tasks(measure_task, tasks, engine=engine, workers=workers)
     with closing(run) as results:

@@ -17,7 +17,8 @@ from typing import Any
 import pandas as pd
 
 from gonio import __version__
-from gonio.adapters import Adapter, load_adapter, spectrum_table
+from gonio.adapters import load_adapter, spectrum_table
+from gonio.adapters.buffers import RecycledBuffers
 from gonio.adapters.checkpoints import FoundAdapter
 from gonio.adapters.config import CONFIG_NAME
 from gonio.adapters.contents import AdapterContents, prefetch_contents, read_contents
@@ -70,15 +71,14 @@ class ReadAdapter:
         task: What to do with it.
         inputs: Its files.
         part: Where its part is kept, None for nowhere.
-        loaded: The adapter and the seconds its loading took, or the table of its part. None for
-            weights too large to hold beside another adapter's: they are mapped when measured.
+        measured: The table of its part, None where there is none.
         contents: What its files held.
     """
 
     task: FleetTask
     inputs: tuple[InputFile, ...]
     part: Path | None
-    loaded: tuple[Adapter, float] | pd.DataFrame | None
+    measured: pd.DataFrame | None
     contents: AdapterContents
 
 
@@ -94,14 +94,18 @@ def measure_task(task: FleetTask) -> MeasuredAdapter:
 
 
 def read_task(
-    task: FleetTask, following: FleetTask | None = None, stopped: Stopped = lambda: False
+    task: FleetTask,
+    following: FleetTask | None = None,
+    stopped: Stopped = lambda: False,
+    buffers: RecycledBuffers | None = None,
 ) -> ReadAdapter:
-    """Read and check the files of one adapter, once; or the part that is there for them.
+    """Read and hash the files of one adapter, once, and the part that is there for them.
 
     Args:
         task: The adapter.
         following: The next one, whose file the system may begin to read.
         stopped: Asked while reading; once true, reading ends with an error.
+        buffers: Where weights are kept; fresh memory when omitted.
 
     Raises:
         AdapterError: The folder cannot be read.
@@ -112,42 +116,32 @@ def read_task(
         load_adapter(path)  # raises, and says what is missing
     if following is not None:
         prefetch_contents(following.item.path)
-    contents = read_contents(path, stopped)
+    contents = read_contents(path, stopped, buffers=buffers)
     inputs = tuple(
         InputFile(name=f"{name}/{file}", sha256=digest) for file, digest in contents.sha256.items()
     )
     part = None if task.parts is None else task.parts / f"{_key(task, inputs)}.parquet"
-    loaded: tuple[Adapter, float] | pd.DataFrame | None = _read_part(part)
-    if loaded is None and not contents.is_large:
-        loaded = _load(path, contents)
-    return ReadAdapter(task, inputs, part, loaded, contents)
+    return ReadAdapter(task, inputs, part, _read_part(part), contents)
 
 
 def measure_read(read: ReadAdapter) -> MeasuredAdapter:
     """Measure an adapter that was read, and keep its part.
 
     Raises:
-        AdapterError: A large folder cannot be read, or every update is zero.
+        AdapterError: The folder is not an adapter's, or every update is zero.
         OutputError: The part cannot be written.
     """
-    task, modules = read.task, read.loaded
-    if not isinstance(modules, pd.DataFrame):
-        adapter, seconds = modules or _load(task.item.path, read.contents)
+    task, modules = read.task, read.measured
+    if modules is None:
         started = time.perf_counter()
+        adapter = load_adapter(task.item.path, contents=read.contents)
         modules = spectrum_table(adapter, samples=task.samples, seed=task.seed)
-        modules.attrs["seconds"] = seconds + time.perf_counter() - started
+        modules.attrs["seconds"] = time.perf_counter() - started
         if read.part is not None:
             with replace_file(read.part) as staging:
                 modules.to_parquet(staging, index=False)
     seconds = modules.attrs.pop("seconds")
     return MeasuredAdapter(modules, _row(task, modules, seconds), read.inputs)
-
-
-def _load(path: Path, contents: AdapterContents) -> tuple[Adapter, float]:
-    """The adapter and the seconds its loading took."""
-    started = time.perf_counter()
-    adapter = load_adapter(path, contents=contents)
-    return adapter, time.perf_counter() - started
 
 
 def _key(task: FleetTask, inputs: tuple[InputFile, ...]) -> str:

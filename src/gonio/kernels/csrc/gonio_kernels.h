@@ -220,4 +220,33 @@ void arrange_neon(query_tables *tables);
 score_block score_block_neon, score_block_neon_precise;
 add_values add_values_neon;
 
+/* Factors of adapters (gram.c, spectra.c): matrices of one shape, strides in elements. */
+enum dtype { FLOAT64 = 0, FLOAT32 = 1, FLOAT16 = 2, BFLOAT16 = 3 };
+
+typedef struct {
+    int64_t rank, columns, row_stride, column_stride;
+    enum dtype dtype;
+} gram_shape;
+
+/* out[rank][rank] = X X^T of a matrix whose first element is at `data`, in float64; `space` has room
+ * for gram_space(rank) numbers and was zero before the first matrix of a rank. */
+size_t gram_space(int64_t rank);
+void gram_matrix(const gram_shape *shape, const void *data, enum level level, double *space,
+                 double *out);
+
+/* Products whose spectra are found side by side, as many as a level's vectors have numbers. */
+typedef struct {
+    int64_t rank;
+    double entry_error[2]; /* of the Gram matrices of B^T and of A, rows of unit length */
+    double *gram;          /* [2][lanes][rank][rank] */
+    double *space;         /* [SPECTRA_SPACE(rank)][lanes] */
+} spectra_work;
+
+#define SPECTRA_SPACE(rank) (5 * (rank) * (rank) + 4 * (rank))
+
+/* values[lane][rank] in no order; relative[lane] and bound[lane] as in gonio_spectra. */
+typedef void spectra_function(const spectra_work *w, double *values, double *relative,
+                              double *bound);
+spectra_function spectra_avx2, spectra_avx512;
+
 #endif
