@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = ["AdapterContents", "parse_tensors", "prefetch_contents", "read_conten
 _IN_MEMORY_BYTES = 256 << 20  # larger weights are hashed in blocks and mapped when they are read
 _BLOCK_BYTES = 4 << 20
 _SPARE_BYTES = 1 << 16
+_ADVISED_BYTES = 1 << 20  # Linux takes no more at a time than a device reads at once
 _SHORTEST_HEADER, _LONGEST_HEADER = 2, 100_000_000  # the second is the library's own
 _DTYPES = {
     "F64": torch.float64,
@@ -46,16 +47,22 @@ class AdapterContents:
 
     Attributes:
         config: The bytes of ``adapter_config.json``.
-        tensors: Views into the bytes of the weights file; None where the library must read that
-            file itself, because it is large, unusual or broken.
+        weights: The bytes of the weights file, uint8; None for a file too large to be kept, or
+            one that changed its length.
         sha256: File name -> hexadecimal sha256 of the bytes.
-        is_large: Whether the weights were too large to be kept.
     """
 
     config: bytes
-    tensors: LoadedTensors | None
+    weights: Tensor | None
     sha256: Mapping[str, str]
-    is_large: bool = False
+
+    @cached_property
+    def tensors(self) -> LoadedTensors | None:
+        """Views into the weights, parsed when first asked for.
+
+        None where the library must read that file itself: it is large, unusual or broken.
+        """
+        return None if self.weights is None else parse_tensors(self.weights)
 
 
 def read_contents(
@@ -64,7 +71,7 @@ def read_contents(
     limit: int = _IN_MEMORY_BYTES,
     buffers: RecycledBuffers | None = None,
 ) -> AdapterContents:
-    """Read and hash both files of an adapter folder, and parse the weights where they are plain.
+    """Read and hash both files of an adapter folder.
 
     Args:
         folder: The adapter folder.
@@ -86,9 +93,10 @@ def read_contents(
     for block in _blocks(weights, kept, stopped):
         digest.update(block)
         count += len(block)
-    tensors = parse_tensors(kept) if kept is not None and count == size else None
+    if count != size:  # it has changed meanwhile
+        kept = None
     hashes = {CONFIG_NAME: hashlib.sha256(config).hexdigest(), WEIGHTS_NAME: digest.hexdigest()}
-    return AdapterContents(config, tensors, hashes, is_large=kept is None)
+    return AdapterContents(config, kept, hashes)
 
 
 def prefetch_contents(folder: Path) -> None:
@@ -98,7 +106,8 @@ def prefetch_contents(folder: Path) -> None:
     try:
         with (folder / WEIGHTS_NAME).open("rb", buffering=0) as stream:
             size = min(os.fstat(stream.fileno()).st_size, _IN_MEMORY_BYTES)
-            os.posix_fadvise(stream.fileno(), 0, size, os.POSIX_FADV_WILLNEED)
+            for start in range(0, size, _ADVISED_BYTES):
+                os.posix_fadvise(stream.fileno(), start, _ADVISED_BYTES, os.POSIX_FADV_WILLNEED)
     except OSError:
         return  # reading it will say why
 

@@ -40,7 +40,8 @@ Progress = Callable[[str, int, int], None]
 
 _PARTS = ".parts"
 _RECORD = "fleet"
-_ADAPTERS_PER_WORKER = 250  # below 500 in all, starting two takes longer than they save
+_FOR_PROCESSES = 1000  # adapters: starting processes takes as long as a few hundred of them
+_BUSY_CPUS = 2  # of one process with its reader
 _READ_AHEAD = 1
 _FEW_SEEDS = 5
 
@@ -65,7 +66,8 @@ def inspect_fleet(
         roots: Adapter folders, and folders that hold adapters or ``checkpoint-N`` folders.
         engine: ``"local"`` or ``"ray"`` (:func:`gonio.pipelines.engines.run_tasks`).
         workers: Adapters measured at a time. None: one per CPU, with ``"local"`` fewer for small
-            fleets, one per 250 adapters: processes take seconds to start.
+            fleets: one below 1,000 adapters, since processes take seconds to start, and on two
+            CPUs, which one process keeps busy.
         groups: Adapter name to the name of its seed group. None: adapters of equal shapes whose
             names differ only in a number after ``seed`` or in a last ``-N``.
         samples: Random factor pairs per shape behind the chance columns.
@@ -93,7 +95,8 @@ def inspect_fleet(
         parts = Path(out).resolve() / _PARTS
         require_writable(parts)
     if workers is None and engine == "local":
-        workers = max(1, min(available_cpus(), len(items) // _ADAPTERS_PER_WORKER))
+        cpus = available_cpus()
+        workers = cpus if len(items) >= _FOR_PROCESSES and cpus > _BUSY_CPUS else 1
     tasks = [FleetTask(item, samples, seed, parts) for item in items]
     measured, failed = _measure_all(tasks, engine, workers, progress)
     tables = _tables(measured, failed, chosen, seed)
