@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gonio.kernels import kernel_status
 from gonio.kernels.entropy import BlockWords, decode_levels, encode_streams
+from gonio.kernels.native import forget
 from gonio.kvcache.options import resolve_options
 from gonio.kvcache.transform_fit import fit_entropy_codecs
 from gonio.quant.code_tables import CodeTables, count_codes, entropy_bits, fit_tables
@@ -162,10 +163,12 @@ def forced(level: str) -> Iterator[None]:
     before = os.environ.pop("GONIO_KERNELS", None)
     if level:
         os.environ["GONIO_KERNELS"] = level
+    forget()
     yield
     os.environ.pop("GONIO_KERNELS", None)
     if before is not None:
         os.environ["GONIO_KERNELS"] = before
+    forget()
 
 
 def parts(encoded: EncodedBlocks) -> str:

@@ -11,11 +11,26 @@ import pytest
 import torch
 from hypothesis import settings
 
-__all__ = ["rng", "tiny_folder"]
+from gonio.kernels import native
+
+__all__ = ["choose_kernels", "rng", "tiny_folder"]
 
 # The same cases on every machine and run, however loaded it is.
 settings.register_profile("gonio", deadline=None, derandomize=True, database=None)
 settings.load_profile("gonio")
+
+
+@pytest.fixture
+def choose_kernels(monkeypatch):
+    """Sets $GONIO_KERNELS as a new process would find it; empty for the best level."""
+
+    def choose(level: str) -> None:
+        monkeypatch.setenv("GONIO_KERNELS", level)
+        native.forget()
+
+    yield choose
+    monkeypatch.undo()
+    native.forget()
 
 
 @pytest.fixture

@@ -17,11 +17,10 @@ HAS_COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
 def empty_cache(tmp_path, monkeypatch):
     """A cache folder without a library, and a fresh view of it."""
     monkeypatch.setenv("GONIO_CACHE", str(tmp_path))
-    native._load.cache_clear()
-    native._was_built.cache_clear()
+    native.forget()
     yield tmp_path / "kernels"
-    native._load.cache_clear()
-    native._was_built.cache_clear()
+    monkeypatch.undo()
+    native.forget()
 
 
 def test_the_sources_are_part_of_the_package():
@@ -57,8 +56,7 @@ def test_who_does_not_want_to_wait_gets_what_was_compiled_before(empty_cache):
     assert not empty_cache.exists()
     assert native.native_library() is not None
     assert native.built_library() is native.native_library()
-    native._load.cache_clear()
-    native._was_built.cache_clear()  # as in a later process
+    native.forget()  # as in a later process
     assert native.built_library() is native.native_library()
 
 
@@ -108,9 +106,9 @@ class LibraryOf:
     ],
     ids=["neither", "avx2", "avx512", "arm"],
 )
-def test_each_processor_has_levels_of_its_own(levels, reason, monkeypatch):
+def test_each_processor_has_levels_of_its_own(levels, reason, monkeypatch, choose_kernels):
+    choose_kernels("")
     monkeypatch.setattr(native, "_load", lambda: (LibraryOf(*levels), "", "kernels.so"))
-    monkeypatch.delenv("GONIO_KERNELS", raising=False)
     assert native.available_levels() == ("reference", *levels)
     assert kernel_status() == native.KernelStatus(levels[-1], reason, "kernels.so")
 
@@ -121,9 +119,9 @@ def test_levels_are_numbered_as_in_the_header():
     assert names == [f"{name} = {number}" for number, name in enumerate(native.LEVELS)]
 
 
-def test_a_level_can_be_asked_for(monkeypatch):
-    monkeypatch.setenv("GONIO_KERNELS", "reference")
+def test_a_level_can_be_asked_for(choose_kernels):
+    choose_kernels("reference")
     assert kernel_status().level == "reference"
-    monkeypatch.setenv("GONIO_KERNELS", "abacus")
+    choose_kernels("abacus")
     with pytest.raises(SettingError, match="level 'abacus' cannot run here"):
         kernel_status()

@@ -19,11 +19,12 @@ def test_it_names_the_best_level():
 def test_it_says_why_nothing_is_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("GONIO_CACHE", str(tmp_path))
     monkeypatch.setenv("CC", "no-such-compiler")
-    native._load.cache_clear()
+    native.forget()
     try:
         done = CliRunner().invoke(cli, ["model", "show", "--kernels"])
     finally:
-        native._load.cache_clear()
+        monkeypatch.undo()
+        native.forget()
     assert done.exit_code == 0, done.output
     assert "no C compiler found" in done.stdout
 

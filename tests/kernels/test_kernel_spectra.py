@@ -24,8 +24,8 @@ pytestmark = needs_kernels
 
 
 @pytest.fixture(params=COMPILED)
-def level(request, monkeypatch):
-    monkeypatch.setenv("GONIO_KERNELS", request.param)
+def level(request, choose_kernels):
+    choose_kernels(request.param)
     return request.param
 
 
@@ -68,11 +68,11 @@ def test_it_agrees_with_a_dense_svd_within_its_error(m, n, rank, count, dtype, s
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(40, 70, 16), (1600, 800, 3), (65, 64, 1), (300, 20, 5)])
-def test_levels_agree_to_the_bit_and_with_torch(shape, dtype, monkeypatch, only_native):
+def test_levels_agree_to_the_bit_and_with_torch(shape, dtype, choose_kernels, only_native):
     factors = draw(shape, 11, dtype)
     found = []
     for level in COMPILED:
-        monkeypatch.setenv("GONIO_KERNELS", level)
+        choose_kernels(level)
         found.append(fleet_spectrum(*factors))
     expected = factored_spectrum(*factors)
     for each in found:

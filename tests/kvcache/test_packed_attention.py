@@ -42,8 +42,8 @@ FAMILIES = sorted((ARCHITECTURES | WIDE_WINDOWS).keys() - {"falcon"})  # has no 
 
 
 @pytest.fixture(autouse=True)
-def exact_kernels(monkeypatch):
-    monkeypatch.setenv("GONIO_KERNELS", "reference")
+def exact_kernels(choose_kernels):
+    choose_kernels("reference")
 
 
 @pytest.fixture
@@ -164,14 +164,14 @@ def test_generation_is_that_of_decoded_keys(family, how, ids, monkeypatch):
     assert torch.equal(found, model.generate(**given, **settings, past_key_values=other))
 
 
-def test_compiled_kernels_stay_near(ids, monkeypatch):
+def test_compiled_kernels_stay_near(ids, monkeypatch, choose_kernels):
     """8-bit tables and weights: close to the exact numbers, and far from another cache's."""
     model = make("llama", monkeypatch)
     codec, coarse = codec_for(model, ids), codec_for(model, ids, bits=1.0)
     use_packed_attention(model)
     exact = logits(model, codec.new_cache(model), ids)
     other = logits(model, coarse.new_cache(model), ids)
-    monkeypatch.delenv("GONIO_KERNELS")
+    choose_kernels("")
     found = logits(model, codec.new_cache(model), ids)
     for one, two, far in zip(found[1:], exact[1:], other[1:], strict=True):
         error = (one - two).norm() / two.norm()
@@ -198,9 +198,11 @@ def test_layers_that_cannot_be_packed_are_named_once(ids, monkeypatch):
 
 @pytest.mark.parametrize("kernels", ["reference", "auto"])
 @pytest.mark.parametrize("part", ["keys", "values"])
-def test_packed_codes_decode_to_the_last_bit_alike(kernels, part, ids, rng, monkeypatch):
+def test_packed_codes_decode_to_the_last_bit_alike(
+    kernels, part, ids, rng, monkeypatch, choose_kernels
+):
     if kernels == "auto":
-        monkeypatch.delenv("GONIO_KERNELS")
+        choose_kernels("")
     model = make("llama", monkeypatch)
     codec = codec_for(model, ids).of(part)[1]
     packed = PackedTransformCodec(codec, part)

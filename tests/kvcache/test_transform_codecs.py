@@ -162,7 +162,7 @@ def test_error_is_the_one_predicted(samples):
     assert error.item() == pytest.approx(predicted.item(), rel=0.05)
 
 
-def test_words_and_vectors_do_not_depend_on_what_computes_them(samples, rng, monkeypatch):
+def test_words_and_vectors_do_not_depend_on_what_computes_them(samples, rng, choose_kernels):
     """Compiled or not, all blocks at once or one by one: the same bytes, the same floats."""
     codec = calibrate_from_samples(samples, method="entropy", bits=2.5).keys[0]
     x = samples.keys[0][:, :, 4:].clone()
@@ -170,7 +170,7 @@ def test_words_and_vectors_do_not_depend_on_what_computes_them(samples, rng, mon
     compiled = codec.encode(x)
     decoded = codec.decode(compiled)
     blocks = [codec.decode(compiled.slice(at, at + 64)) for at in range(0, 256, 64)]
-    monkeypatch.setenv("GONIO_KERNELS", "reference")
+    choose_kernels("reference")
     plain = codec.encode(x)
     for name, tensor in plain.tensors.items():
         assert torch.equal(tensor, compiled.tensors[name])

@@ -16,7 +16,6 @@ from gonio.kernels.native import (
     compute_level,
     native_call,
     plan_pointer,
-    pointer,
     ready,
 )
 from gonio.kernels.reference import reference_attention
@@ -81,25 +80,36 @@ def attend(
     key_data, value_data = ready(data[0], torch.uint8), ready(data[1], torch.uint8)
     bias = None if bias is None else ready(bias, F32)
     mask = None if mask is None else ready(mask, F32)
-    shape = (batch, heads, rows)
     ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
-    parts = [
-        (torch.empty((*shape, values.dim), dtype=F32), torch.empty(shape, dtype=F32))
-        for _ in ranges
-    ]
+    parts = [_empty_parts(batch, heads, rows, values.dim) for _ in ranges]
     arguments = (
         *(plan_pointer(keys), plan_pointer(values), key_data.data_ptr(), value_data.data_ptr()),
         *(batch, key_data.shape[1], tokens, query.data_ptr(), rows),
-        *(pointer(bias, F32), pointer(mask, F32), 0 if mask is None else mask.shape[1], softcap),
+        None if bias is None else bias.data_ptr(),
+        *((None, 0) if mask is None else (mask.data_ptr(), mask.shape[1])),
+        softcap,
     )
     mode = (int(precise), LEVELS.index(chosen))
-
-    def part(index: int) -> None:
-        addresses = [each.data_ptr() for each in parts[index]]
-        native_call("gonio_attention", *arguments, *ranges[index], *mode, *addresses)
-
-    run_together([partial(part, index) for index in range(len(ranges))])
+    run_together(
+        [
+            partial(
+                native_call,
+                *("gonio_attention", *arguments, *blocks, *mode),
+                *(out.data_ptr(), lse.data_ptr()),
+            )
+            for blocks, (out, lse) in zip(ranges, parts, strict=True)
+        ]
+    )
     return merge_attention(parts)
+
+
+def _empty_parts(batch: int, heads: int, rows: int, dim: int) -> Parts:
+    """Memory of outputs and log-sum-exp; given strides, torch runs through half as much code."""
+    strides = (heads * rows, rows, 1)
+    out = torch.empty_strided(
+        (batch, heads, rows, dim), (*(dim * s for s in strides), 1), dtype=F32
+    )
+    return out, torch.empty_strided((batch, heads, rows), strides, dtype=F32)
 
 
 def merge_attention(parts: Sequence[Parts]) -> Parts:

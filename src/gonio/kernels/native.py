@@ -23,6 +23,7 @@ __all__ = [
     "available_levels",
     "built_library",
     "compute_level",
+    "forget",
     "kernel_status",
     "native_call",
     "native_library",
@@ -162,8 +163,11 @@ def kernel_status() -> KernelStatus:
     return KernelStatus(level, reason, path)
 
 
+@cache  # a step of a model asks once for each layer, and the environment is slow to look into
 def resolve_level(level: str) -> str:
     """A level that can run: the one named, or for ``auto`` $GONIO_KERNELS or the best.
+
+    The variable counts as it was when a process first asked; :func:`forget` has it read again.
 
     Raises:
         SettingError: It is unknown or cannot run on this machine.
@@ -177,6 +181,12 @@ def resolve_level(level: str) -> str:
             + (f"\n{_load()[1]}" if _load()[1] else "")
         )
     return level
+
+
+def forget() -> None:
+    """Look for the library and for $GONIO_KERNELS again, as a new process would."""
+    for found in (_load, _was_built, _levels_of, resolve_level):
+        found.cache_clear()
 
 
 def compute_level(level: str, tensor: Tensor) -> str:
