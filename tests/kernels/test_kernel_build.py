@@ -100,11 +100,12 @@ class LibraryOf:
     ("levels", "reason"),
     [
         (["portable"], "this processor has no avx2 (see docs/kernels.md)"),
-        (["portable", "avx2"], "this processor has no avx512 (see docs/kernels.md)"),
+        (["portable", "avx2"], "this processor has no avxvnni (see docs/kernels.md)"),
+        (["portable", "avx2", "avxvnni"], "this processor has no avx512 (see docs/kernels.md)"),
         (["portable", "avx2", "avx512"], ""),
         (["portable", "neon"], ""),
     ],
-    ids=["neither", "avx2", "avx512", "arm"],
+    ids=["neither", "avx2", "avxvnni", "avx512", "arm"],
 )
 def test_each_processor_has_levels_of_its_own(levels, reason, monkeypatch, choose_kernels):
     choose_kernels("")

@@ -19,6 +19,7 @@ from gonio.kernels import (
 from .conftest import MIXES, Layer, make_layer, needs_triton
 
 COMPILED = [level for level in available_levels() if level != "reference"]
+BYTE_LEVELS = [level for level in COMPILED if level in ("avx2", "avxvnni", "avx512")]
 LENGTHS = [0, 1, 63, 64, 65, 1023, 1025, 2060]  # tiles have 1,024 tokens
 SHAPES = st.tuples(
     st.sampled_from(sorted(MIXES)),
@@ -244,6 +245,25 @@ def test_each_row_has_heavy_tokens_of_its_own(heavy_rows, mix, level, rng):
     assert (error <= 0.02).all()
 
 
+@pytest.mark.parametrize("mix", ["narrow", "all", "wide"])
+def test_rows_that_see_nothing_of_a_tile_beside_rows_that_do(mix, level, rng):
+    layer = make_layer(mix, 2, 16, rng)
+    vectors = torch.randn(32, 2060, generator=rng)
+    mask = torch.zeros(1, 4, 2060)
+    mask[0, 0, :1024] = mask[0, 1, 1024:] = mask[0, 2] = -torch.inf
+    keys, values = (pack(layer, kind, vectors, 1) for kind in ("keys", "values"))
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    query = torch.randn(1, 2, 4, 16, generator=rng) * 0.1
+    expected, found = (
+        attention(query, keys, values, *plans, None, mask, 0.0, 2060, False, which)
+        for which in ("reference", level)
+    )
+    limit = 0.05 * expected[0].norm(dim=-1, keepdim=True)
+    assert ((found[0] - expected[0]).abs() <= limit).all()
+    torch.testing.assert_close(found[1], expected[1], rtol=0, atol=0.01)
+    assert (found[0][:, :, 2] == 0).all()
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_change_nothing_but_the_order_of_sums(threads, compiled_level, rng):
     level = compiled_level
@@ -293,11 +313,51 @@ def test_outputs_are_values_weighted_by_scores(mix, sharpness, compiled_level, r
     query = torch.randn(1, 2, 3, 32, generator=rng) * sharpness
     found = scores(query, keys, plans[0], 1100, False, compiled_level)
     rows = layer.nearest(vectors) - layer.plan("values").constants.flatten()[:, None]
+    if compiled_level in BYTE_LEVELS:  # of up to 4 bits, levels are read as whole units
+        units = layer.plan("values").units[:, None]
+        rows = torch.where(layer.widths[:, None] <= 4, (rows / units).round() * units, rows)
     expected = found.softmax(dim=-1) @ rows.view(2, 32, 1100).mT
     out, lse = attention(query, keys, values, *plans, None, None, 0.0, 1100, False, compiled_level)
     error = (out - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert (error <= 0.03).all()
     assert ((lse - found.logsumexp(dim=-1)).abs() <= 2e-3 * (1 + found.abs().amax(dim=-1))).all()
+
+
+@pytest.mark.parametrize("weights", ["flat", "pairs", "one", "steps", "random"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_neighbors_of_largest_weight_and_level_do_not_saturate(weights, rows, compiled_level, rng):
+    """Tokens that are all of the largest level have it as their mean, whatever they weigh."""
+    layer = Layer(1, 3, torch.tensor([1, 2, 4]), torch.linspace(-1, 1, 22))
+    vectors = torch.full((3, 1024), 9.0)
+    vectors[1] = -9.0
+    mask = {
+        "flat": torch.zeros(1024),
+        "pairs": torch.where(torch.arange(1024) // 2 % 16 == 5, 0.0, -3.0),
+        "one": torch.where(torch.arange(1024) == 77, 0.0, -8.0),
+        "steps": torch.linspace(-9, 0, 1024),
+        "random": 2 * torch.randn(1024, generator=rng),
+    }[weights]
+    keys, values = (pack(layer, kind, vectors, 1) for kind in ("keys", "values"))
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    query, mask = torch.zeros(1, 1, rows, 3), mask.expand(1, 1, -1).contiguous()
+    out = attention(query, keys, values, *plans, None, mask, 0.0, 1024, False, compiled_level)[0]
+    expected = layer.levels[[1, 2, 21]]
+    # 1e-3 is half a unit of the many, at e^-8 of the one, which AVX-512 sums before rounding.
+    torch.testing.assert_close(out, expected.expand_as(out), rtol=2e-3, atol=0)
+
+
+@pytest.mark.skipif("avxvnni" not in COMPILED, reason="this processor has no AVX-VNNI")
+@settings(max_examples=20)
+@given(shape=SHAPES, sharpness=st.sampled_from([0.0, 0.3, 3.0]))
+def test_both_ways_to_add_products_are_equal_to_the_bit(shape, sharpness):
+    layer, query, vectors, _ = case(shape)
+    keys, values = (pack(layer, kind, vectors, len(query)) for kind in ("keys", "values"))
+    plans = layer.plan("keys").tensors, layer.plan("values").tensors
+    one, two = (
+        attention(query * sharpness, keys, values, *plans, None, None, 0.0, shape[5], False, level)
+        for level in ("avx2", "avxvnni")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_unknown_levels_and_lengths_are_refused(rng):

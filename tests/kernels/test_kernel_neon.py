@@ -88,7 +88,7 @@ def check(driver, native_driver, *arguments):
     )
     assert here.returncode == 0, here.stderr
     levels, digest = ran.stdout.strip().split("; ")
-    assert levels == "clean: levels 0 3"
+    assert levels == "clean: levels 0 4"
     assert digest == here.stdout.strip().split("; ")[1]
 
 
@@ -114,7 +114,7 @@ def test_the_driver_rejects_a_kernel_that_is_wrong(name, tmp_path):
     compile_driver(tmp_path / "driver", sorted(tmp_path.glob("*.[ch]")), "-static")
     ran = emulate(tmp_path / "driver", 72)
     assert ran.returncode == 1
-    assert "level 3 differs from portable" in ran.stderr
+    assert "level 4 differs from portable" in ran.stderr
 
 
 @pytest.mark.slow
@@ -124,4 +124,4 @@ def test_neon_stays_in_bounds(tmp_path, monkeypatch):
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
     ran = emulate(tmp_path / "driver", 36)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.startswith("clean: levels 0 3")
+    assert ran.stdout.startswith("clean: levels 0 4")

@@ -71,7 +71,7 @@ def find_compiler() -> Compiler:
 
 
 def source_files() -> list[Path]:
-    """The C sources that make the library, and their header, in a fixed order."""
+    """The C sources that make the library, and their headers, in a fixed order."""
     folder = Path(str(resources.files("gonio.kernels").joinpath("csrc")))
     return sorted(folder.glob("*.[ch]"))
 

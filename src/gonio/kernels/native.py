@@ -33,8 +33,8 @@ __all__ = [
     "resolve_level",
 ]
 
-LEVELS = ("portable", "avx2", "avx512", "neon")  # as in csrc/gonio_kernels.h
-FASTER = {"portable": "avx2", "avx2": "avx512"}  # what a processor may lack
+LEVELS = ("portable", "avx2", "avxvnni", "avx512", "neon")  # as in csrc/gonio_kernels.h
+FASTER = {"portable": "avx2", "avx2": "avxvnni", "avxvnni": "avx512"}  # what a processor may lack
 REFERENCE = "reference"
 TRITON = "triton"
 VARIABLE = "GONIO_KERNELS"
@@ -98,7 +98,8 @@ class KernelStatus:
     """What computes attention on packed codes.
 
     Attributes:
-        level: ``avx512``, ``avx2``, ``neon`` or ``portable`` (compiled C); ``reference`` (torch).
+        level: ``avx512``, ``avxvnni``, ``avx2``, ``neon`` or ``portable`` (compiled C);
+            ``reference`` (torch).
         reason: Why it is no higher than that; empty when nothing is amiss.
         library: Path of the compiled library, None without one.
     """

@@ -4,7 +4,8 @@
 ``(batch, blocks, bytes)`` uint8 and the tensors of a :class:`CodePlan`. Queries are in the
 coordinates of the keys; coordinates without bits count as zero (their constants are the caller's
 to add). ``level`` names what computes: ``auto``, ``reference`` (torch), ``portable``, ``avx2``,
-``avx512`` or ``neon``. Work is spread over ``torch.get_num_threads()`` threads by ranges of blocks.
+``avxvnni``, ``avx512`` or ``neon``. Work is spread over ``torch.get_num_threads()`` threads by
+ranges of blocks.
 """
 
 from __future__ import annotations

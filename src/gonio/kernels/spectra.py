@@ -20,7 +20,8 @@ from gonio.linalg.lowrank import (
 
 __all__ = ["fleet_spectrum"]
 
-_LARGEST_RANK = {"portable": 16, "neon": 16, "avx2": 64, "avx512": 64}  # LAPACK is faster above
+# LAPACK is faster above.
+_LARGEST_RANK = {"portable": 16, "neon": 16, "avx2": 64, "avxvnni": 64, "avx512": 64}
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 

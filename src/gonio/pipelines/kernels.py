@@ -15,6 +15,7 @@ _WHAT = {
     "reference": "torch, in float32",
     "portable": "compiled C for any processor",
     "avx2": "compiled C, 256-bit vectors",
+    "avxvnni": "the same with AVX-VNNI",
     "avx512": "compiled C, 512-bit vectors with VBMI, VNNI and BF16",
     "neon": "compiled C, 128-bit vectors of 64-bit ARM processors",
 }

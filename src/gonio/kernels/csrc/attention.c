@@ -13,10 +13,11 @@ typedef struct {
     const float *mask; /* [batch][mask_rows][tokens], added to scores; NULL for none */
     int64_t mask_rows, first, last;
     float softcap; /* 0 for none */
-    int precise, has_bytes; /* weights are bytes */
+    int precise;
     enum level level;
     const loops *loops;
     score_block *score;
+    weigh_tile *weigh; /* to bytes; NULL where weights are numbers */
     add_values *add;
 } call;
 
@@ -84,18 +85,13 @@ static int weigh_numbers(const call *c, group *g, value_tile *tile, float *facto
     return is_changed;
 }
 
-static int weigh_bytes(group *g, value_tile *tile, int is_number, float *factor) {
-#if GONIO_X86
+static int weigh_bytes(const call *c, group *g, value_tile *tile, int is_number, float *factor) {
     row_state rows[GROUP];
     for (int r = 0; r < tile->rows; r++) {
         row_state row = {g->tables.scale[r], g->tables.bias[r], g->max + r, g->total + r};
         rows[r] = row;
     }
-    return weigh_avx512(tile, rows, is_number, factor);
-#else
-    (void)g, (void)tile, (void)is_number, (void)factor;
-    return 0;
-#endif
+    return c->weigh(tile, rows, is_number, factor);
 }
 
 static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, int64_t block,
@@ -112,11 +108,11 @@ static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, i
     size_t first = (size_t)(batch * c->blocks + block), key_stride = (size_t)c->keys->block_bytes;
     const uint8_t *key_start = c->key_data + first * key_stride;
     find_scores(c, g, index, key_start, &tile);
-    int is_number = !c->has_bytes || c->mask || c->softcap > 0 || to > c->tokens;
+    int is_number = !c->weigh || c->mask || c->softcap > 0 || to > c->tokens;
     if (is_number) read_scores(c, g, batch, block, &tile);
     float factor[GROUP] = {1.0f, 1.0f, 1.0f, 1.0f};
-    int is_changed = c->has_bytes ? weigh_bytes(g, &tile, is_number, factor)
-                                  : weigh_numbers(c, g, &tile, factor);
+    int is_changed = c->weigh ? weigh_bytes(c, g, &tile, is_number, factor)
+                              : weigh_numbers(c, g, &tile, factor);
     if (is_changed) c->loops->multiply(g->sums, g->sum_count, factor);
     size_t stride = (size_t)c->values->block_bytes;
     const uint8_t *start = c->value_data + first * stride;
@@ -145,11 +141,11 @@ static group *place_groups(const call *c, int64_t count, arena *space) {
     for (int64_t i = 0; i < all; i++) {
         group *g = groups ? groups + i : &counted;
         const head_plan *own = c->values->head + i / count;
-        size_t quads = c->has_bytes ? (size_t)VALUE_QUADS(own) : 0;
+        size_t quads = c->weigh ? (size_t)VALUE_QUADS(own) : 0;
         memset(g, 0, sizeof *g);
         g->row = i % count * GROUP;
         g->sum_count = c->values->dim * PARTS * GROUP;
-        if (c->has_bytes) g->sum_count = ((int64_t)quads * 4 + own->wides) * GROUP;
+        if (c->weigh) g->sum_count = ((int64_t)quads * 4 + own->wides) * GROUP;
         g->quads = take(space, quads * sizeof *g->quads);
         g->sums = take(space, (size_t)g->sum_count * sizeof *g->sums);
         tables_place(&g->tables, c->keys->head + i / count, c->keys, c->precise, c->level, space);
@@ -161,16 +157,14 @@ static group *place_groups(const call *c, int64_t count, arena *space) {
 static void start_group(const call *c, group *g, int64_t index, const float *query,
                         const float *bias) {
     int64_t left = c->rows - g->row;
-#if GONIO_X86
-    if (c->has_bytes) {
+    if (c->weigh) {
         const head_plan *own = c->values->head + index;
         g->quad_count = list_quads(c->values, own, g->quads);
         g->sum_count = (g->quad_count * 4 + own->wides) * GROUP;
     }
-#endif
     tables_fill(&g->tables, c->keys->head + index, c->keys, query + g->row * c->keys->dim,
                 (int)(left < GROUP ? left : GROUP), c->level);
-    g->tables.leaves_lines = c->has_bytes;
+    g->tables.leaves_lines = c->weigh != NULL;
     for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
     memset(g->sums, 0, (size_t)g->sum_count * sizeof *g->sums);
     for (int r = 0; r < GROUP; r++) g->max[r] = -INFINITY;
@@ -213,7 +207,7 @@ static void finish(const call *c, const group *g, int64_t index, float *out, flo
     for (int r = 0; r < g->tables.rows; r++, out += dim) {
         float share = g->total[r] > 0 ? 1.0f / g->total[r] : 0.0f;
         lse[r] = g->max[r] + logf(g->total[r]);
-        if (c->has_bytes) {
+        if (c->weigh) {
             finish_bytes(c, g, index, r, share, out);
             continue;
         }
@@ -238,7 +232,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
                            const float *query, int64_t rows, const float *bias, const float *mask,
                            int64_t mask_rows, float softcap, int64_t first, int64_t last,
                            int precise, int level, float *out, float *lse) {
-    enum level chosen = (enum level)level;
+    enum level chosen = base_level(level);
     call c = {.keys = keys,
               .values = values,
               .key_data = key_data,
@@ -252,11 +246,11 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
               .last = last,
               .softcap = softcap,
               .precise = precise,
-              .has_bytes = chosen == AVX512 && !precise,
               .level = chosen,
               .loops = loops_for(chosen),
               .score = score_block_for(chosen, precise),
-              .add = add_values_for(chosen, precise)};
+              .weigh = weigh_tile_for(chosen, precise),
+              .add = add_values_for((enum level)level, precise)};
     int64_t count = (rows + GROUP - 1) / GROUP, all = keys->heads * count;
     for (int64_t b = 0; b < batch; b++) {
         int64_t start = b * keys->heads * rows; /* first row of the sequence */

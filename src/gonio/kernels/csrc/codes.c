@@ -117,7 +117,7 @@ EXPORT void gonio_encode(const plan *p, int is_keys, uint8_t *data, int64_t batc
         encode_avx512(p, is_keys, data, batch, blocks, skip, tokens, rows, c);
         return;
     }
-    if (level == AVX2) {
+    if (base_level(level) == AVX2) {
         encode_avx2(p, is_keys, data, batch, blocks, skip, tokens, rows, c);
         return;
     }

@@ -44,6 +44,14 @@
 #else
 #define GONIO_X86 0
 #endif
+/* Assemblers that came with older compilers do not know the instruction. */
+#if !GONIO_X86
+#define GONIO_AVXVNNI 0
+#elif defined(__clang__)
+#define GONIO_AVXVNNI (__clang_major__ >= 14)
+#else
+#define GONIO_AVXVNNI (__GNUC__ >= 11)
+#endif
 #if defined(__aarch64__) && !defined(__AARCH64EB__) && !defined(GONIO_PORTABLE_ONLY)
 #define GONIO_NEON 1
 #else
@@ -53,7 +61,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #define EXPORT __attribute__((visibility("default")))
 
-enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, NEON = 3, LEVEL_COUNT };
+enum level { PORTABLE = 0, AVX2 = 1, AVXVNNI = 2, AVX512 = 3, NEON = 4, LEVEL_COUNT };
+
+/* The level whose tables, scores and weights a level takes: AVXVNNI has values of its own. */
+INLINE enum level base_level(int level) { return level == AVXVNNI ? AVX2 : (enum level)level; }
 
 typedef struct {
     int64_t first_nibble, nibbles; /* into dims, shifts, levels; a multiple of 8 (keys), 2 (values) */
@@ -156,7 +167,7 @@ void fill_avx512(query_tables *tables, const head_plan *head, const plan *keys,
 
 /* What a tile's tokens weigh. First `found` holds whole scores, or `weights` scores as numbers;
  * then weights, as numbers or as bytes in units of `byte_unit` of their row. A row with few heavy
- * tokens takes a second byte, low, in units of `unit`, of which the first counts 256. */
+ * tokens takes a second byte, low, in units of `unit`, of which the first counts 256 (AVX2: 128). */
 typedef struct {
     int rows, blocks, has_wides;
     int heavies, heavy[GROUP]; /* the rows to which low[0], low[1], ... belong */
@@ -165,7 +176,7 @@ typedef struct {
     const uint8_t *next_keys;  /* its keys, of which the last line of each word is fetched too */
     int64_t key_words;
     size_t key_stride;
-    float unit[GROUP], byte_unit[GROUP]; /* of weights as bf16; of high */
+    float unit[GROUP], byte_unit[GROUP]; /* of low, of weights as bf16 or numbers; of high */
     union {
         int32_t found[GROUP][TILE];
         float weights[GROUP][TILE];
@@ -188,6 +199,13 @@ typedef struct {
 #define VALUE_QUADS(head) (((head)->nibbles / 2 * SLOTS + 1) / 2)
 int64_t list_quads(const plan *values, const head_plan *head, value_quad *quads);
 
+/* While a plane of TILE_BLOCKS blocks is read, as many planes of the next head are fetched, in the
+ * order in which they lie: one block after another. */
+INLINE const uint8_t *to_fetch(int64_t plane, size_t stride, const value_tile *tile) {
+    int64_t first = plane / BLOCK * TILE_BLOCKS;
+    return tile->next + (size_t)(first / tile->planes) * stride + first % tile->planes * BLOCK;
+}
+
 /* Loops over scores, for one instruction set (softmax.c): weights in place, sums times factors,
  * whole scores as numbers, and the largest. */
 typedef struct {
@@ -204,16 +222,21 @@ typedef struct {
 } row_state;
 
 /* Turns the tile's scores into bytes (is_number: scores are `weights`, else `found`); returns
- * whether factors, by which earlier sums must be multiplied, differ from 1. */
-int weigh_avx512(value_tile *tile, const row_state *rows, int is_number, float *factor);
+ * whether factors, by which earlier sums must be multiplied, differ from 1. Where it is NULL weights
+ * are numbers. */
+typedef int weigh_tile(value_tile *tile, const row_state *rows, int is_number, float *factor);
+weigh_tile *weigh_tile_for(enum level level, int precise);
+weigh_tile weigh_avx2, weigh_avx512;
 
-/* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart. The
- * AVX-512 kernel reads bytes and leaves sums in units of the plan; others read numbers. */
+/* sums[coordinate][part][row] += the weighted levels of a tile's blocks, `stride` bytes apart.
+ * Kernels of bytes leave sums in units of the plan, as finish_bytes takes them; others read
+ * numbers. */
 typedef void add_values(const plan *values, const head_plan *head, const value_quad *quads,
                         int64_t count, const uint8_t *planes, size_t stride,
                         const value_tile *tile, float *sums);
 add_values *add_values_for(enum level level, int precise);
-add_values add_values_portable, add_values_avx2, add_values_avx512;
+add_values add_values_portable, add_values_avx2, add_values_avx2_precise, add_values_avxvnni,
+    add_values_avx512;
 
 /* The same for 64-bit ARM processors. */
 void arrange_neon(query_tables *tables);

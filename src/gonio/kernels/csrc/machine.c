@@ -3,6 +3,10 @@
 
 #include "gonio_kernels.h"
 
+#if GONIO_X86
+#include <cpuid.h>
+#endif
+
 /* Whether a level (see `enum level`) is compiled in and runs on this processor. */
 EXPORT int gonio_has_level(int level) {
 #if GONIO_X86
@@ -11,7 +15,11 @@ EXPORT int gonio_has_level(int level) {
         return __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni") &&
                __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (level == AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    int has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (level == AVX2) return has_avx2;
+    unsigned a = 0, b, c, d; /* compilers differ in the names they know */
+    if (level == AVXVNNI)
+        return GONIO_AVXVNNI && has_avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
 #endif
     if (level == NEON) return GONIO_NEON; /* part of every 64-bit ARM processor */
     return level == PORTABLE;

@@ -134,7 +134,7 @@ static query_tables *allocate_tables(const plan *keys, int64_t count, int precis
 EXPORT int gonio_scores(const plan *keys, const uint8_t *data, int64_t batch, int64_t blocks,
                         int64_t tokens, const float *query, int64_t rows, int64_t first,
                         int64_t last, int precise, int level, float *out) {
-    enum level chosen = (enum level)level;
+    enum level chosen = base_level(level);
     call c = {.keys = keys,
               .tokens = tokens,
               .rows = rows,

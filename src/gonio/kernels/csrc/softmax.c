@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "gonio_kernels.h"
+#include "weights.h"
 
 #if GONIO_X86
 #include <immintrin.h>
@@ -12,33 +12,6 @@
 #endif
 
 #define LANES 16 /* partial sums of weights */
-
-/* a * b + c, in one instruction where the target has it. */
-INLINE float multiply_add(float a, float b, float c, const int fused) {
-    return fused ? __builtin_fmaf(a, b, c) : a * b + c;
-}
-
-/* exp of x <= 0 within 2e-7 of itself; 0 below -87. Plain arithmetic, which compilers vectorize. */
-INLINE float exp_negative(float x, const int fused) {
-    const float shift = 12582912.0f; /* 1.5 * 2^23: adding it rounds to whole numbers */
-    float y = x < -87.0f ? -87.0f : x;
-    float power = multiply_add(y, 1.44269504f, shift, fused), whole = power - shift;
-    float r = multiply_add(whole, -0.693359375f, y, fused);
-    r = multiply_add(whole, 2.12194440e-4f, r, fused);
-    float p = 1.9875691500e-4f;
-    p = multiply_add(p, r, 1.3981999507e-3f, fused);
-    p = multiply_add(p, r, 8.3334519073e-3f, fused);
-    p = multiply_add(p, r, 4.1665795894e-2f, fused);
-    p = multiply_add(p, r, 1.6666665459e-1f, fused);
-    p = multiply_add(p, r, 5.0000001201e-1f, fused);
-    p = multiply_add(p, r * r, r + 1.0f, fused);
-    int32_t bits;
-    memcpy(&bits, &power, sizeof bits);
-    bits = (int32_t)(((uint32_t)bits - 0x4B400000u + 127u) << 23);
-    float scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return x < -87.0f ? 0.0f : p * scale;
-}
 
 /* Turns scores into weights exp(score - max) in place, max being the largest so far, `most` that of
  * the tile; returns what earlier weights must be multiplied by. */

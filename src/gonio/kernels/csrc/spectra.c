@@ -54,7 +54,8 @@ EXPORT int gonio_spectra(const void *const *b, const void *const *a, int64_t cou
                          const gram_shape *shapes, const double *entry_error, int level,
                          double *sigma, double *relative, double *bound) {
     int64_t rank = shapes[0].rank, size = rank * rank, lanes;
-    spectra_function *find = spectra_for((enum level)level, &lanes);
+    enum level chosen = base_level(level);
+    spectra_function *find = spectra_for(chosen, &lanes);
     arena space = {NULL, 0};
     place(rank, lanes, &space);
     space.start = aligned_alloc(64, space.used);
@@ -68,8 +69,8 @@ EXPORT int gonio_spectra(const void *const *b, const void *const *a, int64_t cou
         memset(p.work.gram, 0, (size_t)(2 * lanes * size) * sizeof(double)); /* lanes left over */
         for (int64_t l = 0; l < filled; l++) {
             double *gram = p.work.gram + l * size;
-            gram_matrix(shapes, b[first + l], (enum level)level, p.panel, gram);
-            gram_matrix(shapes + 1, a[first + l], (enum level)level, p.panel, gram + lanes * size);
+            gram_matrix(shapes, b[first + l], chosen, p.panel, gram);
+            gram_matrix(shapes + 1, a[first + l], chosen, p.panel, gram + lanes * size);
         }
         find(&p.work, p.values, p.error, p.error + lanes);
         for (int64_t l = 0; l < filled; l++) {

@@ -1,40 +1,11 @@
 /* Weighted sums of packed values with AVX-512: vpermb turns nibbles into 8-bit levels, vpdpbusd adds
  * four products of levels and 8-bit weights at a time. Coordinates of a byte go through bf16. */
-#include <string.h>
-
-#include "gonio_kernels.h"
+#include "weights.h"
 
 #if GONIO_X86
 #include <immintrin.h>
 
 #define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
-
-int64_t list_quads(const plan *values, const head_plan *head, value_quad *quads) {
-    int64_t pairs = 0;
-    for (int64_t n = 0; n < head->nibbles; n += 2) {
-        const int32_t *dims = values->dims + (head->first_nibble + n) * SLOTS;
-        const int8_t *level = values->levels_int8 + (head->first_nibble + n) * SLOTS * 64;
-        for (int s = 0; s < SLOTS && (dims[s] >= 0 || dims[SLOTS + s] >= 0); s++, pairs++) {
-            value_quad *quad = quads + pairs / 2;
-            int64_t half = pairs % 2;
-            quad->plane[half] = n / 2 * BLOCK;
-            for (int k = 0; k < 2; k++) {
-                int32_t dim = dims[k * SLOTS + s];
-                quad->dim[2 * half + k] = dim;
-                for (int c = 0; c < NIBBLE; c++)
-                    quad->level[2 * half + k][c] = dim < 0 ? 0 : level[(k * SLOTS + s) * 64 + c];
-            }
-        }
-    }
-    if (pairs % 2) {
-        value_quad *last = quads + pairs / 2;
-        last->plane[1] = last->plane[0];
-        last->dim[2] = last->dim[3] = -1;
-        memset(last->level[2], 0, 2 * NIBBLE);
-        pairs++;
-    }
-    return pairs / 2;
-}
 
 /* Four vectors of 16 partial sums as one: the sums of the four, side by side in each 128 bits. */
 INLINE512 __m512i fold(__m512i a, __m512i b, __m512i c, __m512i d) {
@@ -70,13 +41,6 @@ INLINE512 void store_sums(float *sums, __m512i all, const weighed_rows *rows) {
 INLINE512 __m512i add_products(__m512i sum, __m512i weight, __m512i level) {
     __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(level));
     return sum;
-}
-
-/* While a plane of TILE_BLOCKS blocks is read, as many planes of the next head are fetched, in the
- * order in which they lie: one block after another. */
-INLINE512 const uint8_t *to_fetch(int64_t plane, size_t stride, const value_tile *tile) {
-    int64_t first = plane / BLOCK * TILE_BLOCKS;
-    return tile->next + (size_t)(first / tile->planes) * stride + first % tile->planes * BLOCK;
 }
 
 /* 16 sums in registers hide the latency of vpdpbusd. `keys`: a line of the next head's keys to
@@ -148,14 +112,10 @@ AVX512_TARGET static void add_rows(const value_quad *quads, int64_t count, const
     }
 }
 
-/* Low bytes lie in the order of tile->heavy; rows without them have a unit of zero. */
 AVX512_TARGET static weighed_rows low_rows(const value_tile *tile) {
-    float unit[GROUP] = {0};
-    int32_t order[GROUP] = {0};
-    for (int i = 0; i < tile->heavies; i++) {
-        unit[tile->heavy[i]] = tile->unit[tile->heavy[i]];
-        order[tile->heavy[i]] = i;
-    }
+    float unit[GROUP];
+    int32_t order[GROUP];
+    find_low(tile, unit, order);
     weighed_rows found = {tile->low, _mm512_broadcast_f32x4(_mm_loadu_ps(unit)),
                           _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)order))};
     return found;

@@ -1,17 +1,12 @@
 /* Weights of values with AVX-512: scores become bytes, two of them where a row has few heavy
  * tokens, and bf16 for coordinates that take a byte. */
-#include <math.h>
-#include <string.h>
-
-#include "gonio_kernels.h"
+#include "weights.h"
 
 #if GONIO_X86
 #include <immintrin.h>
 
-#define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
-#define MOST_OF_MEAN 32 /* a row takes two bytes when its largest weight is more times the mean */
-#define BYTE_UNITS 255.0f
 #define SPLIT_UNITS 65535.0f
+#define INLINE512 static inline __attribute__((always_inline)) AVX512_TARGET
 
 /* 2^x within 8e-5 of itself: far below what weights of a byte tell apart. */
 INLINE512 __m512 power_of_two(__m512 x) {
@@ -21,14 +16,6 @@ INLINE512 __m512 power_of_two(__m512 x) {
     found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.69583349f));
     found = _mm512_fmadd_ps(found, part, _mm512_set1_ps(0.99992523f));
     return _mm512_scalef_ps(found, x); /* takes floor(x) itself */
-}
-
-/* Of four numbers; exact for zero. */
-INLINE512 void powers_of_two(const float *x, float *found) {
-    __m128 four = _mm_loadu_ps(x);
-    __m128 power = _mm512_castps512_ps128(power_of_two(_mm512_castps128_ps512(four)));
-    __mmask8 zero = _mm_cmp_ps_mask(four, _mm_setzero_ps(), _CMP_EQ_OQ);
-    _mm_storeu_ps(found, _mm_mask_mov_ps(power, zero, _mm_set1_ps(1.0f)));
 }
 
 /* Four maxima side by side: one would wait for itself. */
@@ -67,12 +54,6 @@ INLINE512 void store_bf16(const __m512 *weight, uint16_t *even, uint16_t *odd) {
     _mm512_store_si512(even, (__m512i)first);
     _mm512_store_si512(odd, (__m512i)second);
 }
-
-/* What a row's scores are compared with: weights are units * exp(scale * (score - most)). */
-typedef struct {
-    float scale, most;
-    int32_t most_found;
-} row_shift;
 
 /* Weights of one row in units of which the largest has `units`; returns their sum. */
 INLINE512 float weigh_row(value_tile *tile, int row, row_shift shift, uint8_t *low,
@@ -209,20 +190,15 @@ INLINE512 float weigh_light(value_tile *tile, int row, row_shift shift, const in
                        : weigh_bytes(tile, row, shift, size, WHOLE);
 }
 
-/* One byte errs by half of 1/255 of the heaviest weight: where that one stands out it would drown
- * the others, and that row takes two bytes. */
 INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const int is_number,
                      const int has_wides) {
-    float count = (float)(tile->blocks * BLOCK);
-    tile->heavies = 0;
-    for (int r = 0; r < GROUP; r++) tile->unit[r] = tile->byte_unit[r] = 0;
+    start_units(tile);
     for (int r = 0; r < tile->rows; r++) {
         sum[r] = has_wides ? weigh_row(tile, r, shift[r], NULL, is_number, 0, 1)
                            : weigh_light(tile, r, shift[r], is_number);
         tile->unit[r] = tile->byte_unit[r] = 1 / BYTE_UNITS;
-        if (sum[r] == 0 || BYTE_UNITS * count <= MOST_OF_MEAN * sum[r]) continue;
-        uint8_t *low = tile->low[tile->heavies];
-        tile->heavy[tile->heavies++] = r;
+        if (!is_heavy(sum[r], tile->blocks * BLOCK)) continue;
+        uint8_t *low = low_bytes(tile, r);
         sum[r] = has_wides ? weigh_row(tile, r, shift[r], low, is_number, 1, 1)
                            : weigh_row(tile, r, shift[r], low, is_number, 1, 0);
         tile->unit[r] = 1 / SPLIT_UNITS;
@@ -232,38 +208,18 @@ INLINE512 void weigh(value_tile *tile, const row_shift *shift, float *sum, const
 
 AVX512_TARGET int weigh_avx512(value_tile *tile, const row_state *rows, int is_number,
                                float *factor) {
-    int count = tile->blocks * BLOCK, is_changed = 0;
+    int count = tile->blocks * BLOCK;
     row_shift shift[GROUP];
     float sum[GROUP];
-    for (int r = 0; r < tile->rows; r++) {
-        shift[r].most_found = is_number ? 0 : largest_found(tile->found[r], count);
-        shift[r].scale = is_number ? 1.0f : rows[r].scale;
-        shift[r].most = is_number ? largest_number(tile->weights[r], count)
-                                  : (float)shift[r].most_found * rows[r].scale + rows[r].bias;
-    }
+    for (int r = 0; r < tile->rows; r++)
+        shift[r] = is_number ? shift_of_number(largest_number(tile->weights[r], count))
+                             : shift_of_found(rows + r, largest_found(tile->found[r], count));
     for (int r = 0; r < tile->rows; r++)
         if (shift[r].most == -INFINITY) shift[r].most = 0.0f; /* all masked: weights of zero */
     if (is_number)
         tile->has_wides ? weigh(tile, shift, sum, 1, 1) : weigh(tile, shift, sum, 1, 0);
     else
         tile->has_wides ? weigh(tile, shift, sum, 0, 1) : weigh(tile, shift, sum, 0, 0);
-    float now[GROUP] = {0}, below[GROUP] = {0}, share[GROUP];
-    for (int r = 0; r < tile->rows; r++) {
-        float before = *rows[r].max;
-        now[r] = sum[r] > 0 && shift[r].most > before ? shift[r].most : before;
-        if (sum[r] > 0) below[r] = (shift[r].most - now[r]) * 1.44269504f;
-    }
-    powers_of_two(below, share);
-    for (int r = 0; r < tile->rows; r++) {
-        factor[r] = 1.0f;
-        if (sum[r] == 0) continue;
-        if (now[r] != *rows[r].max) factor[r] = expf(*rows[r].max - now[r]);
-        tile->unit[r] *= share[r];
-        tile->byte_unit[r] *= share[r];
-        *rows[r].max = now[r];
-        *rows[r].total = *rows[r].total * factor[r] + sum[r] * tile->unit[r];
-        is_changed |= factor[r] != 1.0f;
-    }
-    return is_changed;
+    return add_totals(tile, rows, shift, sum, factor);
 }
 #endif
