@@ -123,7 +123,8 @@ def _compile(compiler: Compiler, sources: list[Path], library: Path, failure: Pa
         done = _run([compiler.path, *FLAGS, "-o", str(staging), *units, "-lm"])
         if done.returncode == 0:
             return
-        message = (done.stderr.strip().splitlines() or ["it printed nothing"])[0]
+        said = done.stderr.strip().splitlines() or ["it printed nothing"]
+        message = next((line for line in said if "error" in line), said[0])  # notes may come first
         reason = f"{compiler.path} cannot compile the kernels: {message}"
         write_text(failure, f"{reason}\n(tried before; to try again, remove {failure})")
         raise BuildError(reason)

@@ -71,8 +71,11 @@ int64_t list_quads(const plan *values, const head_plan *head, value_quad *quads)
             for (int k = 0; k < 2; k++) {
                 int32_t dim = dims[k * SLOTS + s];
                 quad->dim[2 * half + k] = dim;
-                for (int c = 0; c < NIBBLE; c++)
-                    quad->level[2 * half + k][c] = dim < 0 ? 0 : level[(k * SLOTS + s) * 64 + c];
+                int8_t *to = quad->level[2 * half + k];
+                if (dim < 0)
+                    memset(to, 0, NIBBLE);
+                else
+                    memcpy(to, level + (k * SLOTS + s) * 4 * NIBBLE, NIBBLE);
             }
         }
     }
