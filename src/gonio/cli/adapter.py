@@ -47,7 +47,11 @@ def adapter() -> None:
     "--fleet", is_flag=True, help="Measure every adapter and checkpoint below the FOLDERS."
 )
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--workers", type=click.IntRange(min=1), help="Adapters at a time; by CPU count.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Adapters at a time; by CPU count, locally one below 1,000 adapters.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
