@@ -1,6 +1,7 @@
 """Fixtures shared by every test."""
 
 import os
+import signal
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,10 @@ from hypothesis import settings
 from gonio.kernels import native
 
 __all__ = ["choose_kernels", "rng", "tiny_folder"]
+
+# Shells start what runs in the background with Ctrl-C ignored; tests of it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same cases on every machine and run, however loaded it is.
 settings.register_profile("gonio", deadline=None, derandomize=True, database=None)
