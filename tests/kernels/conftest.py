@@ -1,5 +1,6 @@
 """Plans with every mix of widths, and queries for them."""
 
+import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gonio.kernels import CodePlan, available_levels, make_plan
+from gonio.kernels.build import source_files
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="Triton is not installed: pip install 'gonio[triton]'"
@@ -23,6 +25,15 @@ MIXES = {
     "wide": [5, 6, 7, 8],
     "all": list(range(9)),
 }
+
+
+def write_mutant(folder, file: str, right: str, wrong: str) -> None:
+    """Copy the C sources into a folder, with a mistake in one place of one of them."""
+    for path in source_files():
+        shutil.copy(path, folder)
+    text = (folder / file).read_text()
+    assert text.count(right) == 1
+    (folder / file).write_text(text.replace(right, wrong))
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The driver rejects AVX2 kernels of values and weights with a mistake made on purpose."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from gonio.kernels import available_levels
-from gonio.kernels.build import FLAGS, find_compiler, source_files
+from gonio.kernels.build import FLAGS, find_compiler
+
+from .conftest import write_mutant
 
 DRIVER = Path(__file__).parent / "sanitizer_driver.c"
 MUTANTS = {
@@ -28,12 +29,7 @@ if "avx2" not in available_levels():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_driver_rejects_values_that_are_wrong(name, tmp_path):
-    file, right, wrong = MUTANTS[name]
-    for path in source_files():
-        shutil.copy(path, tmp_path)
-    text = (tmp_path / file).read_text()
-    assert text.count(right) == 1
-    (tmp_path / file).write_text(text.replace(right, wrong))
+    write_mutant(tmp_path, *MUTANTS[name])
     flags = [flag for flag in FLAGS if flag not in ("-shared", "-O3")]
     units = [DRIVER, *sorted(tmp_path.glob("*.c"))]
     command = [find_compiler().path, *flags, "-O1", f"-I{tmp_path}", "-o", tmp_path / "driver"]

@@ -12,6 +12,8 @@ import pytest
 
 from gonio.kernels.build import FLAGS, BuildError, build_library, find_compiler, source_files
 
+from .conftest import write_mutant
+
 DRIVER = Path(__file__).parent / "sanitizer_driver.c"
 CROSS = "aarch64-linux-gnu-gcc"
 STRICT = tuple(flag for flag in FLAGS if flag not in ("-shared", "-fPIC"))
@@ -105,12 +107,7 @@ def test_so_are_those_of_other_shapes(driver, native_driver, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 def test_the_driver_rejects_a_kernel_that_is_wrong(name, tmp_path):
-    file, right, wrong = MUTANTS[name]
-    for path in source_files():
-        shutil.copy(path, tmp_path)
-    text = (tmp_path / file).read_text()
-    assert text.count(right) == 1
-    (tmp_path / file).write_text(text.replace(right, wrong))
+    write_mutant(tmp_path, *MUTANTS[name])
     compile_driver(tmp_path / "driver", sorted(tmp_path.glob("*.[ch]")), "-static")
     ran = emulate(tmp_path / "driver", 72)
     assert ran.returncode == 1

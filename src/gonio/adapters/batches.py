@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gonio.adapters.update import LoraUpdate, with_factors
-from gonio.kernels.spectra import fleet_spectrum
+from gonio.kernels.spectra import stacked_spectrum
 from gonio.linalg.lowrank import FactoredSpectrum, factored_truncation
 
 __all__ = ["batched_spectra", "spectra_of", "truncations_of"]
@@ -51,7 +51,7 @@ def batched_spectra(
                 own = _own_spectrum(updates[i], updates[i].singular_values())
                 yield [i], FactoredSpectrum(own.sigma[None], own.error[None], own.by_gram[None])
             continue
-        found = fleet_spectrum(
+        found = stacked_spectrum(
             [updates[i].lora_b for i in batch],
             [updates[i].lora_a for i in batch],
             torch.tensor([updates[i].scaling for i in batch], dtype=torch.float64),

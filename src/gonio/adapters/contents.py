@@ -138,16 +138,15 @@ def parse_tensors(contents: Tensor) -> LoadedTensors | None:
         end = last
     if start + end != len(contents):
         return None
-    dtypes = {dtype for _, (dtype, *_) in entries}
-    if len(dtypes) != 1:
-        parts = contents[start:].split(sizes)
-        found = zip(entries, parts, strict=True)
-        return LoadedTensors({k: part.view(e[0]).view(e[1]) for (k, e), part in found}, False)
-    dtype = dtypes.pop()
-    numbers = contents[start:].view(dtype)
-    parts = numbers.split([size // dtype.itemsize for size in sizes])
-    found = zip(entries, parts, strict=True)
-    return LoadedTensors({k: part.view(e[1]) for (k, e), part in found}, all_finite(numbers))
+    tensors = {
+        key: part.view(dtype).view(shape)
+        for (key, (dtype, shape, *_)), part in zip(
+            entries, contents[start:].split(sizes), strict=True
+        )
+    }
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    is_finite = len(dtypes) == 1 and all_finite(contents[start:].view(dtypes.pop()))
+    return LoadedTensors(tensors, is_finite)
 
 
 def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Iterable[memoryview]:

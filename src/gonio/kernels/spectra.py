@@ -18,7 +18,7 @@ from gonio.linalg.lowrank import (
     factored_spectrum,
 )
 
-__all__ = ["fleet_spectrum"]
+__all__ = ["stacked_spectrum"]
 
 # LAPACK is faster above.
 _LARGEST_RANK = {"portable": 16, "neon": 16, "avx2": 64, "avxvnni": 64, "avx512": 64}
@@ -34,7 +34,7 @@ class _Shape(ctypes.Structure):
     )
 
 
-def fleet_spectrum(
+def stacked_spectrum(
     lora_b: Sequence[Tensor], lora_a: Sequence[Tensor], scaling: Tensor
 ) -> FactoredSpectrum:
     """:func:`gonio.linalg.factored_spectrum` of sequences of factors, several times as fast.

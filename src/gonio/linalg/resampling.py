@@ -70,7 +70,8 @@ def bootstrap_interval(
     Source: Efron 1987 (doi:10.1080/01621459.1987.10478410).
     """
     sample = _checked_sample(values, "values", least=2)
-    _check_settings(statistic, confidence, resamples)
+    _check_settings(statistic, resamples)
+    _check_confidence(confidence)
     counted = None
     if statistic == "mean":
         counted = _counted_interval(sample, np.ones_like(sample), confidence, resamples, seed)
@@ -107,7 +108,8 @@ def cluster_bootstrap_interval(
     Source: Davison and Hinkley 1997 (doi:10.1017/CBO9780511802843), section 3.8.
     """
     sample = _checked_sample(values, "values", least=2)
-    _check_settings("mean", confidence, resamples)
+    _check_settings("mean", resamples)
+    _check_confidence(confidence)
     if len(clusters) != sample.size:
         raise ShapeError(f"{sample.size} values belong to {len(clusters)} clusters")
     places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
@@ -186,7 +188,7 @@ def permutation_p_value(
     Source: Phipson and Smyth 2010 (doi:10.2202/1544-6115.1585).
     """
     first, second = _checked_sample(x, "x", least=1), _checked_sample(y, "y", least=1)
-    _check_settings(statistic, 0.95, resamples)
+    _check_settings(statistic, resamples)
     if first.size + second.size < 3:
         raise SettingError("a permutation test needs at least three values in all")
     if alternative not in ("two-sided", "less", "greater"):
@@ -265,14 +267,18 @@ def _bootstrap(
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def _check_settings(statistic: str, confidence: float, resamples: int) -> None:
-    """Refuse unknown statistics, impossible coverage and empty resampling."""
+def _check_settings(statistic: str, resamples: int) -> None:
+    """Refuse unknown statistics and empty resampling."""
     if statistic not in STATISTICS:
         raise SettingError(f"statistic is {statistic!r}, expected one of {', '.join(STATISTICS)}")
-    if not 0.0 < confidence < 1.0:
-        raise SettingError(f"confidence is {confidence}, expected a number in (0, 1)")
     if resamples < 1:
         raise SettingError(f"{resamples} resamples asked for, expected at least 1")
+
+
+def _check_confidence(confidence: float) -> None:
+    """Refuse a coverage that no interval can have."""
+    if not 0.0 < confidence < 1.0:
+        raise SettingError(f"confidence is {confidence}, expected a number in (0, 1)")
 
 
 def _checked_sample(values: Sample, name: str, *, least: int) -> Floats:
