@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gonio.kernels import CodePlan, attend, encode, kernel_status, make_plan, scores
+from gonio.kernels import CodePlan, CodeRun, attend, encode, kernel_status, make_plan, scores
 from gonio.kernels.native import LEVELS, available_levels, native_library
 from gonio.kernels.ops import scores_into
 from gonio.kernels.threads import run_together
@@ -140,8 +140,8 @@ def run_attention(dim: int, chosen: argparse.Namespace, rng: torch.Generator) ->
     values = pack("values", [2], dim, tokens, rng)
 
     def fused(tokens: int, level: str) -> Tensor:
-        data, plans = (keys.data, values.data), (keys.plan, values.plan)
-        return attend(scaled, data, plans, tokens, level=level)[0]
+        run, plans = CodeRun(keys.data, values.data, tokens), (keys.plan, values.plan)
+        return attend(scaled, [run], plans, level=level)[0]
 
     some = min(CHECKED, tokens)
     error = float(
@@ -235,10 +235,10 @@ def two_bit_jobs(
     scaled = query * (chosen.deviation * dim**-0.5)
     keys, values = (pack(kind, [2], dim, tokens, rng) for kind in ("keys", "values"))
     out = torch.empty(1, HEADS, GROUP, tokens)
-    plans = keys.plan, values.plan
+    run, plans = CodeRun(keys.data, values.data, tokens), (keys.plan, values.plan)
 
     def fused(level: str) -> object:
-        return attend(scaled, (keys.data, values.data), plans, tokens, level=level)
+        return attend(scaled, [run], plans, level=level)
 
     jobs = {
         "scores": lambda level: scores_into(out, query, keys.data, keys.plan, level=level),

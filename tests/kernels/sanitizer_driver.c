@@ -10,9 +10,14 @@
 int gonio_has_level(int);
 int gonio_scores(const plan *, const uint8_t *, int64_t, int64_t, int64_t, const float *, int64_t,
                  int64_t, int64_t, int, int, float *);
-int gonio_attention(const plan *, const plan *, const uint8_t *, const uint8_t *, int64_t, int64_t,
-                    int64_t, const float *, int64_t, const float *, const float *, int64_t, float,
+int gonio_attention(const plan *, const plan *, const frame *, const code_run *, int64_t, int64_t,
+                    const float *, int64_t, const float *, const float *, int64_t, int64_t, float,
                     int64_t, int64_t, int, int, float *, float *);
+int gonio_raw_attention(const void *, const void *, int, int64_t, int64_t, int64_t, int64_t, int64_t,
+                        const float *, int64_t, const float *, int64_t, int64_t, float, int, float *,
+                        float *);
+void gonio_merge(const float *const *, const float *const *, int64_t, int64_t, int64_t, float *,
+                 float *);
 void gonio_encode(const plan *, int, uint8_t *, int64_t, int64_t, int64_t, int64_t, const float *,
                   const float *, const int32_t *, int64_t, int);
 void gonio_decode(const plan *, int, const uint8_t *, int64_t, int64_t, int64_t, float *);
@@ -189,6 +194,13 @@ static void add_to_digest(const float *scores, int64_t count) {
     }
 }
 
+/* [heads][dim][dim], such that turned coordinates stay below 1. */
+static float *basis(const plan *p) {
+    float *found = floats(p->heads * p->dim * p->dim);
+    for (int64_t i = 0; i < p->heads * p->dim * p->dim; i++) found[i] /= (float)p->dim;
+    return found;
+}
+
 /* Scores, which must be equal to the bit, and attention, whose levels are at most 1: weights of bytes
  * differ by up to 5 %, sums of numbers by rounding. */
 static void run(const sample *key_sample, const sample *value_sample, int64_t tokens, int64_t rows,
@@ -202,6 +214,13 @@ static void run(const sample *key_sample, const sample *value_sample, int64_t to
         if (kind == SIGNS) query[i] = i / keys->dim % 2 ? -1 : 1;
     }
     for (int64_t t = 0; t < BATCH * tokens; t++) mask[t] = t % 3 ? mask[t] : -INFINITY;
+    /* In one piece or two; in coordinates or, of every third number of rows, in vectors. */
+    int64_t cut = blocks / 3;
+    code_run runs[2] = {{k, v, blocks, cut * BLOCK},
+                        {k + cut * keys->block_bytes, v + cut * values->block_bytes, blocks,
+                         tokens - cut * BLOCK}};
+    frame around = {basis(keys), floats(keys->heads * keys->dim), basis(values),
+                    floats(values->heads * values->dim)};
     float *first[3] = {0}, *out[3];
     for (int level = 0; level < LEVEL_COUNT; level++) {
         if (!gonio_has_level(level)) continue;
@@ -212,8 +231,8 @@ static void run(const sample *key_sample, const sample *value_sample, int64_t to
         }
         if (gonio_scores(keys, k, BATCH, blocks, tokens, query, rows, 0, blocks, precise, level,
                          out[0]) ||
-            gonio_attention(keys, values, k, v, BATCH, blocks, tokens, query, rows,
-                            rows > 3 ? query : NULL, rows % 2 ? mask : NULL, rows % 2,
+            gonio_attention(keys, values, rows % 3 == 2 ? &around : NULL, runs, 2, BATCH, query,
+                            rows, rows > 3 ? query : NULL, rows % 2 ? mask : NULL, rows % 2, tokens,
                             rows == 2 ? 3.0f : 0.0f, 0, blocks, precise, level, out[1], out[2]))
             fail("memory", level, tokens);
         int has_bytes = base_level(level) == AVX2 || level == AVX512;
@@ -230,6 +249,8 @@ static void run(const sample *key_sample, const sample *value_sample, int64_t to
     add_to_digest(first[0], all * tokens);
     for (int i = 0; i < 3; i++) free(first[i]);
     free(k), free(v), free(query), free(mask);
+    free((void *)around.key_basis), free((void *)around.key_offset);
+    free((void *)around.value_basis), free((void *)around.value_offset);
 }
 
 /* Every mix of bits in turn, with random shapes and both kinds of tables. */
@@ -367,6 +388,51 @@ static void run_cells(int64_t coordinates, int64_t radius, int64_t blocks, float
     free(edges), free(rows), free(scale), free(costs), free(escaped), free(cheapest), free(codes), free(which), free(found);
 }
 
+/* Attention over raw tokens in every precision, and its parts joined again. */
+static void run_raw(int64_t tokens, int64_t rows, int64_t key_dim, int64_t value_dim) {
+    static const size_t widths[] = {8, 4, 2, 2};
+    const int64_t heads = 2, all = BATCH * heads;
+    float *query = floats(all * rows * key_dim), *mask = floats(BATCH * rows * (tokens + 2));
+    for (int64_t t = 0; t < BATCH * rows * (tokens + 2); t++) mask[t] = t % 3 ? mask[t] : -INFINITY;
+    for (int dtype = FLOAT32; dtype <= BFLOAT16; dtype++) {
+        size_t width = widths[dtype];
+        uint8_t *keys = exactly((size_t)(all * tokens * key_dim) * width);
+        uint8_t *values = exactly((size_t)(all * tokens * value_dim) * width);
+        for (int64_t i = 0; i < all * tokens * (key_dim + value_dim); i++) {
+            float number = uniform();
+            uint32_t bits;
+            memcpy(&bits, &number, sizeof bits);
+            /* As float16 these are small numbers, some of which are below the least normal one. */
+            uint16_t upper = dtype == BFLOAT16 ? (uint16_t)(bits >> 16) : (uint16_t)(rand() & 0xb7ff);
+            const void *from = dtype == FLOAT32 ? (const void *)&number : &upper;
+            int64_t place = i - all * tokens * key_dim;
+            memcpy(place < 0 ? keys + (size_t)i * width : values + (size_t)place * width, from, width);
+        }
+        float *first[2] = {0}, *out[2];
+        for (int level = 0; level < LEVEL_COUNT; level++) {
+            if (!gonio_has_level(level)) continue;
+            int64_t sizes[2] = {all * rows * value_dim, all * rows};
+            for (int i = 0; i < 2; i++) out[i] = exactly((size_t)sizes[i] * sizeof(float));
+            if (gonio_raw_attention(keys, values, dtype, BATCH, heads, tokens, key_dim, value_dim, query,
+                                    rows, rows % 2 ? mask + 2 : NULL, rows, tokens + 2,
+                                    rows == 2 ? 3.0f : 0.0f, level, out[0], out[1]))
+                fail("memory of raw tokens", level, tokens);
+            static const char *what[2] = {"raw outputs", "raw log-sum-exp"};
+            for (int i = 0; i < 2; i++) {
+                if (level) compare(first[i], out[i], sizes[i], 2e-5f, what[i], level, tokens);
+                if (level) free(out[i]); else first[i] = out[i];
+            }
+        }
+        const float *outs[2] = {first[0], first[0]}, *lses[2] = {first[1], first[1]};
+        float *merged = exactly((size_t)(all * rows * value_dim) * sizeof *merged);
+        float *lse = exactly((size_t)(all * rows) * sizeof *lse);
+        gonio_merge(outs, lses, 2, all * rows, value_dim, merged, lse); /* twice the same: no change */
+        compare(first[0], merged, all * rows * value_dim, 2e-6f, "merged", 0, tokens);
+        free(keys), free(values), free(first[0]), free(first[1]), free(merged), free(lse);
+    }
+    free(query), free(mask);
+}
+
 /* Spectra of factors in every layout and precision; every level gives the same bits. */
 static void run_spectra(int64_t count, int64_t rank, int64_t rows, int64_t columns) {
     static const size_t widths[] = {8, 4, 2, 2};
@@ -409,9 +475,10 @@ static int run_once(const char *what, int level, const char *bits, int64_t token
     uint8_t *v = calloc((size_t)blocks + 1, (size_t)values.plan.block_bytes);
     float *query = floats(4 * 128), *out = exactly(4 * (size_t)tokens * sizeof *out);
     float sums[4 * 128], lse[4];
+    code_run run = {k, v, blocks, tokens};
     int code = strcmp(what, "scores")
-                   ? gonio_attention(&keys.plan, &values.plan, k, v, 1, blocks, tokens, query, 4,
-                                     NULL, NULL, 0, 0, 0, blocks, 0, level, sums, lse)
+                   ? gonio_attention(&keys.plan, &values.plan, NULL, &run, 1, 1, query, 4, NULL,
+                                     NULL, 0, 0, 0, 0, blocks, 0, level, sums, lse)
                    : gonio_scores(&keys.plan, k, 1, blocks, tokens, query, 4, 0, blocks, 0, level, out);
     free(k), free(v), free(query), free(out);
     free_plan(keys.plan), free_plan(values.plan);
@@ -433,6 +500,8 @@ int main(int count, char **arguments) {
             for (int spread = 1; spread < 2000; spread *= 9) run_rans(blocks, 8 + lanes % 3, lanes, spread);
     for (int64_t radius = 0; radius < 40; radius += 1 + 5 * (radius > 2))
         for (float spread = 0.1f; spread < INFINITY; spread *= 60) run_cells(3, radius, 4, spread);
+    for (int64_t rows = 1; rows < 7; rows++)
+        for (int i = 0; i < 8; i++) run_raw(lengths[i], rows, 1 + rand() % 70, 1 + rand() % 70);
     for (int64_t rank = 1; rank < 36; rank += 1 + rank / 4)
         run_spectra(rank % 11, rank, rank + rand() % 900, rank + rand() % 70);
     uint16_t *bf16 = exactly(3 * 64 * sizeof *bf16);

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gonio.errors import SettingError
-from gonio.kernels import attend, attention, decode, encode, scores
+from gonio.kernels import CodeRun, attend, attention, decode, encode, scores
 
 from .conftest import make_layer
 
@@ -59,4 +59,4 @@ def test_codes_on_another_device_than_the_query_are_refused(arguments):
     away = torch.empty((2, keys.shape[1], plans[1].block_bytes), dtype=torch.uint8, device="meta")
     keys = torch.zeros((2, keys.shape[1], plans[0].block_bytes), dtype=torch.uint8)
     with pytest.raises(SettingError, match="found one on meta"):
-        attend(query, (keys, away), plans, 70)
+        attend(query, [CodeRun(keys, away, 70)], plans)

@@ -90,13 +90,13 @@ def logits(model, cache, ids, mask=None, steps=STEPS):
 
 
 def count_readings(monkeypatch) -> list[int]:
-    """A list that grows by the tokens of each run that is read as codes."""
+    """A list that grows by the tokens that each call reads as codes."""
     read: list[int] = []
     real = packed_attention_module.attend
 
-    def counting(query, data, plans, tokens, **options):
-        read.append(tokens)
-        return real(query, data, plans, tokens, **options)
+    def counting(query, runs, plans, **options):
+        read.append(sum(run.tokens for run in runs))
+        return real(query, runs, plans, **options)
 
     monkeypatch.setattr(packed_attention_module, "attend", counting)
     return read

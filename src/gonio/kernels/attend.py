@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gonio.errors import ShapeError
+from gonio.kernels.frame import Frame
 from gonio.kernels.layout import BLOCK, CodePlan
 from gonio.kernels.native import (
     LEVELS,
+    REFERENCE,
     TRITON,
     compute_level,
     native_call,
     plan_pointer,
     ready,
 )
-from gonio.kernels.reference import reference_attention
+from gonio.kernels.reference import reference_attention, reference_merge
 from gonio.kernels.threads import block_ranges, run_together
 
-__all__ = ["Parts", "attend", "check_codes", "check_query", "merge_attention"]
+__all__ = [
+    "CodeRun",
+    "Parts",
+    "attend",
+    "check_codes",
+    "check_mask",
+    "check_query",
+    "empty_parts",
+    "mask_place",
+    "merge_attention",
+]
 
 Parts = tuple[Tensor, Tensor]
 """Outputs ``(batch, heads, rows, value_dim)`` and the log-sum-exp of the scores ``(batch, heads,
@@ -30,31 +44,52 @@ rows)``: 0 and -infinity where no token is visible. Together they can be merged.
 F32 = torch.float32
 
 
+class CodeRun(NamedTuple):
+    """Packed keys and values of the same tokens.
+
+    Attributes:
+        keys: uint8 ``(batch, blocks, bytes)``.
+        values: Likewise.
+        tokens: Tokens stored.
+    """
+
+    keys: Tensor
+    values: Tensor
+    tokens: int
+
+
 def attend(
     query: Tensor,
-    data: tuple[Tensor, Tensor],
+    runs: Sequence[CodeRun],
     plans: tuple[CodePlan, CodePlan],
-    tokens: int,
     *,
+    frame: Frame | None = None,
     bias: Tensor | None = None,
     mask: Tensor | None = None,
+    first: int = 0,
     softcap: float = 0.0,
     precise: bool = False,
     level: str = "auto",
 ) -> Parts:
-    """Attention of scaled queries over packed codes.
+    """Attention of scaled queries over packed codes, in one pass over all runs.
 
     Args:
-        query: ``(batch, heads, rows, dim)``, in the coordinates of the keys.
-        data: Packed keys and values of the same tokens, uint8 ``(batch, blocks, bytes)``.
+        query: ``(batch, heads, rows, dim)``, in the coordinates of the keys; vectors where a
+            frame is given.
+        runs: The tokens, in order.
         plans: Of keys and of values. Coordinates without bits count as zero.
-        tokens: Tokens stored.
+        frame: From vectors to coordinates of keys, and from coordinates of values to vectors.
         bias: ``(batch, heads, rows)``, added to the scores of every token.
-        mask: ``(batch, mask_rows, tokens)``, added to scores after the soft cap; row r of a query
+        mask: ``(batch, mask_rows, stored)``, added to scores after the soft cap; row r of a query
             reads mask row ``r % mask_rows``.
+        first: Which entry of the mask is the first token's.
         softcap: Scores become ``softcap * tanh(score / softcap)``; 0 for none.
         precise: 16-bit tables for scores and float32 values, in place of 8 bits.
         level: What computes, see :mod:`gonio.kernels.ops`.
+
+    Returns:
+        Outputs in the coordinates of the values, or vectors where a frame is given; and their
+        log-sum-exp.
 
     Raises:
         ShapeError: The shapes do not fit one another.
@@ -63,30 +98,38 @@ def attend(
     keys, values = plans
     check_query(query, keys)
     batch, heads, rows, _ = query.shape
-    check_codes(data[0], keys, batch, tokens)
-    check_codes(data[1], values, batch, tokens)
-    if mask is not None and (mask.shape[::2] != (batch, tokens) or rows % mask.shape[1]):
-        raise ShapeError(f"mask {tuple(mask.shape)} does not fit {batch} x {rows} x {tokens}")
+    for run in runs:
+        check_codes(run.keys, keys, batch, run.tokens)
+        check_codes(run.values, values, batch, run.tokens)
+    if not runs:
+        raise ShapeError("attention needs at least one run of tokens")
+    tokens = sum(run.tokens for run in runs)
+    if mask is not None:
+        check_mask(mask, query, first, tokens)
     if bias is not None and bias.shape != query.shape[:3]:
         raise ShapeError(f"bias {tuple(bias.shape)} does not fit queries {tuple(query.shape)}")
+    if frame is not None:
+        frame.check(plans)
     chosen = compute_level(level, query)
-    if chosen == "reference":
-        return reference_attention(query.to(F32), data, plans, bias, mask, softcap, tokens)
-    if chosen == TRITON:
-        from gonio.kernels.triton_kernels import triton_attention
-
-        return merge_attention(triton_attention(query, data, plans, bias, mask, softcap, tokens))
+    if chosen in (REFERENCE, TRITON):
+        part = None if mask is None else mask[:, :, first : first + tokens]
+        return _attend_apart(query, runs, plans, frame, bias, part, softcap, chosen)
     query = ready(query, F32)
-    key_data, value_data = ready(data[0], torch.uint8), ready(data[1], torch.uint8)
+    stored = [
+        (ready(run.keys, torch.uint8), ready(run.values, torch.uint8), run.tokens) for run in runs
+    ]
     bias = None if bias is None else ready(bias, F32)
     mask = None if mask is None else ready(mask, F32)
-    ranges = block_ranges(-(-tokens // BLOCK), heads * batch)
-    parts = [_empty_parts(batch, heads, rows, values.dim) for _ in ranges]
+    ranges = block_ranges(sum(-(-run.tokens // BLOCK) for run in runs), heads * batch)
+    parts = [empty_parts(batch, heads, rows, values.dim) for _ in ranges]
     arguments = (
-        *(plan_pointer(keys), plan_pointer(values), key_data.data_ptr(), value_data.data_ptr()),
-        *(batch, key_data.shape[1], tokens, query.data_ptr(), rows),
+        *(plan_pointer(keys), plan_pointer(values), None if frame is None else frame.pointer),
+        (_Run * len(stored))(
+            *(_Run(k.data_ptr(), v.data_ptr(), k.shape[1], count) for k, v, count in stored)
+        ),
+        *(len(stored), batch, query.data_ptr(), rows),
         None if bias is None else bias.data_ptr(),
-        *((None, 0) if mask is None else (mask.data_ptr(), mask.shape[1])),
+        *mask_place(mask, first),
         softcap,
     )
     mode = (int(precise), LEVELS.index(chosen))
@@ -103,8 +146,54 @@ def attend(
     return merge_attention(parts)
 
 
-def _empty_parts(batch: int, heads: int, rows: int, dim: int) -> Parts:
-    """Memory of outputs and log-sum-exp; given strides, torch runs through half as much code."""
+class _Run(ctypes.Structure):
+    """``code_run`` of csrc/gonio_kernels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("keys", "values")),
+        *((name, ctypes.c_int64) for name in ("blocks", "tokens")),
+    )
+
+
+def _attend_apart(
+    query: Tensor,
+    runs: Sequence[CodeRun],
+    plans: tuple[CodePlan, CodePlan],
+    frame: Frame | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    softcap: float,
+    level: str,
+) -> Parts:
+    """The same by torch or by Triton, run by run."""
+    query = query.to(F32)
+    if frame is not None:
+        offset = (query @ frame.key_offset[..., None])[..., 0]
+        bias = offset if bias is None else bias + offset
+        query = query @ frame.key_basis
+    parts, start = [], 0
+    for run in runs:
+        part = None if mask is None else mask[:, :, start : start + run.tokens]
+        start += run.tokens
+        arguments = (query, (run.keys, run.values), plans, bias, part, softcap, run.tokens)
+        if level == TRITON:
+            from gonio.kernels.triton_kernels import triton_attention
+
+            parts += triton_attention(*arguments)
+        else:
+            parts.append(reference_attention(*arguments))
+    out, lse = merge_attention(parts)
+    if frame is None:
+        return out, lse
+    seen = (lse != -torch.inf)[..., None]
+    return (out @ frame.value_basis + frame.value_offset[:, None]).where(seen, 0), lse
+
+
+def empty_parts(batch: int, heads: int, rows: int, dim: int) -> Parts:
+    """Memory of :data:`Parts`, with whatever is in it.
+
+    Given strides, torch runs through half as much code.
+    """
     strides = (heads * rows, rows, 1)
     out = torch.empty_strided(
         (batch, heads, rows, dim), (*(dim * s for s in strides), 1), dtype=F32
@@ -119,12 +208,19 @@ def merge_attention(parts: Sequence[Parts]) -> Parts:
     """
     if len(parts) == 1:
         return parts[0]
-    out, lse = (torch.stack(each) for each in zip(*parts, strict=True))
-    most = lse.amax(dim=0)
-    share = (lse - most.where(most > -torch.inf, 0)).exp()
-    total = share.sum(dim=0)
-    merged = (out * (share / total.where(total > 0, 1))[..., None]).sum(dim=0)
-    return merged, most + total.log()
+    first = parts[0][0]
+    if compute_level("auto", first) not in LEVELS:
+        return reference_merge(parts)
+    batch, heads, rows, dim = first.shape
+    ready_parts = [(ready(out, F32), ready(lse, F32)) for out, lse in parts]
+    pointers = ctypes.c_void_p * len(parts)
+    outs, lses = (
+        pointers(*(each.data_ptr() for each in side)) for side in zip(*ready_parts, strict=True)
+    )
+    out, lse = empty_parts(batch, heads, rows, dim)
+    size = (len(parts), batch * heads * rows, dim)
+    native_call("gonio_merge", outs, lses, *size, out.data_ptr(), lse.data_ptr())
+    return out, lse
 
 
 def check_codes(data: Tensor, plan: CodePlan, batch: int, tokens: int) -> None:
@@ -155,3 +251,23 @@ def check_query(query: Tensor, plan: CodePlan) -> None:
             f"queries {tuple(shape)} do not fit {plan.heads} heads of {plan.dim}, expected "
             "(batch, heads, rows, dim)"
         )
+
+
+def check_mask(mask: Tensor, query: Tensor, first: int, tokens: int) -> None:
+    """Refuse a mask that does not cover the tokens from ``first`` on, for rows of a query.
+
+    Raises:
+        ShapeError: It does not.
+    """
+    shape, (batch, _, rows, _) = mask.shape, query.shape
+    if len(shape) != 3 or shape[0] != batch or not shape[1] or rows % shape[1]:
+        raise ShapeError(f"mask {tuple(shape)} does not fit {batch} x {rows} x {tokens}")
+    if not 0 <= first <= shape[2] - tokens:
+        raise ShapeError(f"mask {tuple(shape)} does not cover {tokens} tokens from {first}")
+
+
+def mask_place(mask: Tensor | None, first: int) -> tuple[int | None, int, int]:
+    """Address of a mask's entry for the first token, its rows, and how far these lie apart."""
+    if mask is None:
+        return None, 0, 0
+    return mask.data_ptr() + first * mask.element_size(), mask.shape[1], mask.shape[2]

@@ -18,6 +18,7 @@ from gonio.kernels.layout import CodePlan
 
 __all__ = [
     "LEVELS",
+    "REFERENCE",
     "TRITON",
     "KernelStatus",
     "available_levels",
@@ -49,12 +50,21 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gonio_attention": (
         _INT,
         [_POINTER] * 4
-        + [_LONG] * 3
-        + [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _FLOAT]
+        + [_LONG] * 2
+        + [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _FLOAT]
         + [_LONG] * 2
         + [_INT] * 2
         + [_POINTER] * 2,
     ),
+    "gonio_raw_attention": (
+        _INT,
+        [_POINTER] * 2
+        + [_INT]
+        + [_LONG] * 5
+        + [_POINTER, _LONG, _POINTER, _LONG, _LONG, _FLOAT, _INT]
+        + [_POINTER] * 2,
+    ),
+    "gonio_merge": (None, [_POINTER] * 2 + [_LONG] * 3 + [_POINTER] * 2),
     "gonio_encode": (
         None,
         [_POINTER, _INT, _POINTER] + [_LONG] * 4 + [_POINTER] * 3 + [_LONG, _INT],

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gonio.errors import ShapeError
-from gonio.kernels.attend import attend, check_codes, check_query
+from gonio.kernels.attend import CodeRun, attend, check_codes, check_query
 from gonio.kernels.layout import BLOCK, CodePlan, PlanKind
 from gonio.kernels.native import (
     LEVELS,
@@ -182,9 +182,8 @@ def attention(
     plans = (_plan(key_plan, True), _plan(value_plan, False))
     return attend(
         query,
-        (key_data, value_data),
+        [CodeRun(key_data, value_data, tokens)],
         plans,
-        tokens,
         bias=bias,
         mask=mask,
         softcap=softcap,

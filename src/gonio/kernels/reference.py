@@ -5,12 +5,21 @@ What runs where there is no compiler, and what the compiled kernels are tested a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gonio.kernels.layout import BLOCK, CodePlan
 
-__all__ = ["reference_attention", "reference_decode", "reference_encode", "reference_scores"]
+__all__ = [
+    "reference_attention",
+    "reference_decode",
+    "reference_encode",
+    "reference_merge",
+    "reference_raw_attention",
+    "reference_scores",
+]
 
 
 def reference_encode(rows: Tensor, plan: CodePlan, batch: int, skip: int) -> Tensor:
@@ -63,16 +72,40 @@ def reference_attention(
     scores = reference_scores(query, data[0], plans[0], tokens)
     if bias is not None:
         scores = scores + bias[..., None]
+    rows = _without_constants(reference_decode(data[1], plans[1], tokens), plans[1])
+    values = rows.view(plans[1].heads, plans[1].dim, len(data[1]), tokens)
+    return _attention(scores, values.permute(2, 0, 3, 1), mask, softcap)
+
+
+def _attention(
+    scores: Tensor, values: Tensor, mask: Tensor | None, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Scores ``(batch, heads, rows, tokens)`` to outputs and their log-sum-exp."""
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is not None:
-        scores = scores + mask.repeat(1, query.shape[2] // mask.shape[1], 1)[:, None]
+        scores = scores + mask.repeat(1, scores.shape[2] // mask.shape[1], 1)[:, None]
     nothing = scores.new_full((*scores.shape[:-1], 1), -torch.inf)  # logsumexp needs an entry
     lse = torch.cat([scores, nothing], dim=-1).logsumexp(dim=-1)
     weights = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
-    rows = _without_constants(reference_decode(data[1], plans[1], tokens), plans[1])
-    values = rows.view(plans[1].heads, plans[1].dim, len(data[1]), tokens)
-    return torch.einsum("bhrt,hdbt->bhrd", weights, values), lse
+    return weights @ values, lse
+
+
+def reference_raw_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exp of the scores; see :func:`gonio.kernels.attend_raw`."""
+    return _attention(query @ keys.float().mT, values.float(), mask, softcap)
+
+
+def reference_merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """See :func:`gonio.kernels.merge_attention`."""
+    out, lse = (torch.stack(each) for each in zip(*parts, strict=True))
+    most = lse.amax(dim=0)
+    share = (lse - most.where(most > -torch.inf, 0)).exp()
+    total = share.sum(dim=0)
+    merged = (out * (share / total.where(total > 0, 1))[..., None]).sum(dim=0)
+    return merged, most + total.log()
 
 
 def _without_constants(rows: Tensor, plan: CodePlan) -> Tensor:

@@ -21,7 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from gonio.errors import ModelError
-from gonio.kernels import Parts, attend, kernel_status, merge_attention
+from gonio.kernels import CodeRun, Parts, attend, attend_raw, kernel_status, merge_attention
 from gonio.kvcache.compressed_cache import CompressedCache
 from gonio.kvcache.contract import Part, TensorCodec
 from gonio.kvcache.layer import CompressedLayer
@@ -32,7 +32,7 @@ from gonio.kvcache.sliding import CompressedSlidingLayer
 from gonio.kvcache.transform_codec import TransformCodec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
     "NAME",
@@ -70,7 +70,11 @@ def use_packed_attention(model: PreTrainedModel) -> PreTrainedModel:
 
 def uses_packed(model: PreTrainedModel) -> bool:
     """Whether the model's attention is ours just now."""
-    return bool(model.config.get_text_config(decoder=True)._attn_implementation == NAME)
+    return _is_ours(model.config.get_text_config(decoder=True))
+
+
+def _is_ours(config: PretrainedConfig) -> bool:
+    return bool(config._attn_implementation == NAME)
 
 
 @contextmanager
@@ -113,11 +117,12 @@ def packed_cache(cache: CompressedCache, model: PreTrainedModel) -> CompressedCa
         model: The model it serves.
     """
     layers, others = [], {}
+    config = model.config.get_text_config(decoder=True)  # asked by every layer at every step
     for index, layer in enumerate(cache.layers):
         reason = _why_not(layer)
         if reason:
             others[index] = reason
-        layers.append(layer if reason else _packed(layer, lambda: uses_packed(model)))
+        layers.append(layer if reason else _packed(layer, lambda: _is_ours(config)))
     if others:
         warnings.warn(
             f"attention of {len(others)} of {len(layers)} layers reads decoded keys and values: "
@@ -179,16 +184,19 @@ class _Reading:
         """Attention over the sinks, each encoded run and the recent tokens, in vectors."""
         keys, values = self.layer.streams
         mask, rows = self._mask(), self._rows()
-        found, start = [], 0
-        for raw_keys, raw_values in self._raw(keys.sink_part, values.sink_part):
-            found.append(self._raw_part(rows, raw_keys, raw_values, mask, start))
-            start += raw_keys.shape[2]
-        if keys.runs:
-            found.append(self._encoded_part(rows, mask, start))
-            start += keys.encoded_tokens
-        for raw_keys, raw_values in self._raw(keys.recent, values.recent):
-            found.append(self._raw_part(rows, raw_keys, raw_values, mask, start))
-        return found
+        parts, start = [], 0
+        if keys.sink_part is not None and values.sink_part is not None:
+            parts.append((keys.sink_part, values.sink_part, start))
+            start += keys.sink_part.shape[2]
+        encoded = start
+        start += keys.encoded_tokens
+        if keys.recent is not None and values.recent is not None:
+            parts.append((keys.recent, values.recent, start))
+        found = [
+            attend_raw(rows, *raw, mask=mask, first=first, softcap=self.softcap)
+            for *raw, first in parts
+        ]
+        return [*found, self._encoded_part(rows, mask, encoded)] if keys.runs else found
 
     def sink(self, s_aux: Tensor) -> Parts:
         """A learned sink of each query head: weight without a value."""
@@ -221,46 +229,25 @@ class _Reading:
         full[:, :, hidden:] = given
         return full
 
-    def _raw(self, keys: Tensor | None, values: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        return [] if keys is None or values is None else [(keys, values)]
-
-    def _raw_part(
-        self, rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, start: int
-    ) -> Parts:
-        scores = rows @ keys.float().mT
-        if self.softcap > 0:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        if mask is not None:
-            part = mask[:, :, start : start + keys.shape[2]]
-            scores = scores + part.repeat(1, rows.shape[2] // part.shape[1], 1)[:, None]
-        lse = scores.logsumexp(dim=-1)
-        weights = (scores - lse.where(lse > -torch.inf, 0)[..., None]).exp()
-        return weights @ values.float(), lse
-
-    def _encoded_part(self, rows: Tensor, mask: Tensor | None, start: int) -> Parts:
-        """Attention on codes: queries to coordinates once, outputs back to vectors once."""
+    def _encoded_part(self, rows: Tensor, mask: Tensor | None, first: int) -> Parts:
         keys, values = self.layer.codecs
-        query = (rows @ keys.synthesis).contiguous()
-        bias = (rows @ keys.offset[..., None])[..., 0]
-        found = []
-        runs = zip(self.layer.key_stream.runs, self.layer.value_stream.runs, strict=True)
-        for key_run, value_run in runs:
-            part = None if mask is None else mask[:, :, start : start + key_run.tokens]
-            start += key_run.tokens
-            data = (key_run.tensors["codes"][:, 0], value_run.tensors["codes"][:, 0])
-            found.append(
-                attend(
-                    query,
-                    data,
-                    (keys.plan, values.plan),
-                    key_run.tokens,
-                    bias=bias,
-                    mask=part,
-                    softcap=self.softcap,
-                )
+        runs = [
+            CodeRun(
+                of_keys.tensors["codes"][:, 0], of_values.tensors["codes"][:, 0], of_keys.tokens
             )
-        out, lse = merge_attention(found)
-        return out @ values.synthesis.mT + values.offset[:, None], lse
+            for of_keys, of_values in zip(
+                self.layer.key_stream.runs, self.layer.value_stream.runs, strict=True
+            )
+        ]
+        return attend(
+            rows,
+            runs,
+            (keys.plan, values.plan),
+            frame=self.layer.frame,
+            mask=mask,
+            first=first,
+            softcap=self.softcap,
+        )
 
 
 def _ordinary(

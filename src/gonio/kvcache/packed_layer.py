@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gonio.errors import ModelError
+from gonio.kernels import Frame
 from gonio.kvcache.layer import CompressedLayer
 from gonio.kvcache.packed_codec import PackedTransformCodec
 from gonio.kvcache.sliding import CompressedSlidingLayer
@@ -46,6 +47,7 @@ class PackedLayer(CompressedLayer):
         super().__init__(keys, values, **options)
         self._is_used = is_used
         self._is_waiting = False
+        self._frame: tuple[tuple[PackedTransformCodec, PackedTransformCodec], Frame] | None = None
 
     @property
     def codecs(self) -> tuple[PackedTransformCodec, PackedTransformCodec]:
@@ -56,6 +58,15 @@ class PackedLayer(CompressedLayer):
         if not isinstance(values, PackedTransformCodec):
             raise TypeError(f"the values' codec became a {type(values).__name__}")
         return keys, values
+
+    @property
+    def frame(self) -> Frame:
+        """Where the coordinates of both codecs lie; made once for a pair of codecs."""
+        codecs = self.codecs
+        if self._frame is None or self._frame[0] != codecs:
+            frame = Frame.of(*((codec.synthesis, codec.offset) for codec in codecs))
+            self._frame = codecs, frame
+        return self._frame[1]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -122,6 +133,7 @@ class PackedSlidingLayer(PackedLayer, CompressedSlidingLayer):
         CompressedSlidingLayer.__init__(self, sliding_window, keys, values, **options)
         self._is_used = is_used
         self._is_waiting = False
+        self._frame = None
 
     def _store(self, key_states: Tensor, value_states: Tensor) -> None:
         super()._store(key_states, value_states)

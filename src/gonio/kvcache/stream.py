@@ -100,8 +100,6 @@ class TokenStream:
             last: Position of the last of them in each row, int64 ``(batch,)``, for codecs that
                 turn keys; tokens are counted unless given.
         """
-        if last is None:
-            last = torch.full(x.shape[:1], self.tokens + x.shape[_TOKEN_AXIS] - 1)
         room = self.sinks - _length(self.sink_part)
         if room > 0:  # nothing is encoded before the sinks are full
             self.sink_part = _join(self.sink_part, x[:, :, :room])
@@ -111,8 +109,12 @@ class TokenStream:
         waiting = x if self.recent is None else torch.cat([self.recent, x], dim=_TOKEN_AXIS)
         count = waiting.shape[_TOKEN_AXIS]
         whole = max(count - self.window, 0) // self.codec.block * self.codec.block
-        if whole:
-            self._push(self._encode(waiting[:, :, :whole], last - (count - whole)))
+        if not whole:
+            self.recent = _copy(x) if self.recent is None else waiting
+            return
+        if last is None:
+            last = torch.full(x.shape[:1], self.tokens + x.shape[_TOKEN_AXIS] - 1)
+        self._push(self._encode(waiting[:, :, :whole], last - (count - whole)))
         self.recent = _copy(waiting[:, :, whole:]) if whole < count else None
 
     def read(self) -> Tensor:

@@ -8,10 +8,11 @@
 /* What a call is about; the same for every head. */
 typedef struct {
     const plan *keys, *values;
-    const uint8_t *key_data, *value_data;
-    int64_t blocks, tokens, rows;
-    const float *mask; /* [batch][mask_rows][tokens], added to scores; NULL for none */
-    int64_t mask_rows, first, last;
+    const frame *frame;
+    code_run run; /* the one that is read */
+    int64_t rows;
+    const float *mask; /* [batch][mask_rows][mask_pitch] of its tokens, added; NULL for none */
+    int64_t mask_rows, mask_pitch;
     float softcap; /* 0 for none */
     int precise;
     enum level level;
@@ -27,13 +28,15 @@ typedef struct {
     float *sums; /* [value dim][PARTS][GROUP]; with bytes [quads][4][GROUP], then [wides][GROUP] */
     int64_t sum_count;
     float max[GROUP], total[GROUP];
+    float fault[GROUP]; /* NaN where a query is not finite, which tables do not show; else 0 */
     int64_t row; /* of the first */
     value_quad *quads;
     int64_t quad_count;
+    float *turned; /* [GROUP][dim]: queries in coordinates, then outputs */
 } group;
 
 static const float *mask_row(const call *c, int64_t batch, int64_t row) {
-    return c->mask + (batch * c->mask_rows + row % c->mask_rows) * c->tokens;
+    return c->mask + (batch * c->mask_rows + row % c->mask_rows) * c->mask_pitch;
 }
 
 static int is_masked(const call *c, const group *g, int64_t batch, int64_t from, int64_t to) {
@@ -59,7 +62,7 @@ static void find_scores(const call *c, group *g, int64_t index, const uint8_t *s
 /* Turns them into numbers, capped and masked; tokens that do not exist get -infinity. */
 static void read_scores(const call *c, const group *g, int64_t batch, int64_t block,
                         value_tile *tile) {
-    int64_t from = block * BLOCK, left = c->tokens - from;
+    int64_t from = block * BLOCK, left = c->run.tokens - from;
     int count = tile->blocks * BLOCK, exist = left < count ? (int)left : count;
     for (int r = 0; r < tile->rows; r++) {
         float *score = tile->weights[r];
@@ -104,18 +107,18 @@ static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, i
     tile.planes = head->nibbles / 2 + head->wides;
     if (tile.planes == 0) tile.planes = 1;
     int64_t to = (block + blocks) * BLOCK;
-    if (is_masked(c, g, batch, block * BLOCK, to < c->tokens ? to : c->tokens)) return;
-    size_t first = (size_t)(batch * c->blocks + block), key_stride = (size_t)c->keys->block_bytes;
-    const uint8_t *key_start = c->key_data + first * key_stride;
+    if (is_masked(c, g, batch, block * BLOCK, to < c->run.tokens ? to : c->run.tokens)) return;
+    size_t first = (size_t)(batch * c->run.blocks + block), key_stride = (size_t)c->keys->block_bytes;
+    const uint8_t *key_start = c->run.keys + first * key_stride;
     find_scores(c, g, index, key_start, &tile);
-    int is_number = !c->weigh || c->mask || c->softcap > 0 || to > c->tokens;
+    int is_number = !c->weigh || c->mask || c->softcap > 0 || to > c->run.tokens;
     if (is_number) read_scores(c, g, batch, block, &tile);
     float factor[GROUP] = {1.0f, 1.0f, 1.0f, 1.0f};
     int is_changed = c->weigh ? weigh_bytes(c, g, &tile, is_number, factor)
                               : weigh_numbers(c, g, &tile, factor);
     if (is_changed) c->loops->multiply(g->sums, g->sum_count, factor);
     size_t stride = (size_t)c->values->block_bytes;
-    const uint8_t *start = c->value_data + first * stride;
+    const uint8_t *start = c->run.values + first * stride;
     tile.next = next_head(c->values, index, start);
     tile.key_stride = key_stride;
     tile.next_keys = next_head(c->keys, index, key_start);
@@ -124,13 +127,28 @@ static void attend_tile(const call *c, group *g, int64_t batch, int64_t index, i
 }
 
 /* All heads of a sequence, tile by tile: memory is read in the order in which it lies. */
-static void attend_sequence(const call *c, group *groups, int64_t count, int64_t batch) {
-    for (int64_t block = c->first; block < c->last; block += TILE_BLOCKS) {
-        int64_t left = c->last - block;
+static void attend_run(const call *c, group *groups, int64_t count, int64_t batch, int64_t first,
+                       int64_t last) {
+    for (int64_t block = first; block < last; block += TILE_BLOCKS) {
+        int64_t left = last - block;
         for (int64_t i = 0; i < c->keys->heads * count; i++)
             attend_tile(c, groups + i, batch, i / count, block,
                         (int)(left < TILE_BLOCKS ? left : TILE_BLOCKS));
     }
+}
+
+/* Blocks `first` to `last` of a sequence, counted over all runs. */
+static void attend_sequence(call *c, group *groups, int64_t count, int64_t batch,
+                            const code_run *runs, int64_t run_count, int64_t first, int64_t last) {
+    const float *mask = c->mask;
+    for (int64_t i = 0; i < run_count; i++) {
+        int64_t blocks = (runs[i].tokens + BLOCK - 1) / BLOCK;
+        c->run = runs[i];
+        attend_run(c, groups, count, batch, first > 0 ? first : 0, last < blocks ? last : blocks);
+        first -= blocks, last -= blocks;
+        if (mask) c->mask += runs[i].tokens;
+    }
+    c->mask = mask;
 }
 
 /* The groups of all heads of a sequence, `count` for each head, the first at the start of the
@@ -138,6 +156,8 @@ static void attend_sequence(const call *c, group *groups, int64_t count, int64_t
 static group *place_groups(const call *c, int64_t count, arena *space) {
     int64_t all = c->keys->heads * count;
     group *groups = take(space, (size_t)all * sizeof *groups), counted;
+    int64_t dim = c->keys->dim > c->values->dim ? c->keys->dim : c->values->dim;
+    float *turned = take(space, c->frame ? GROUP * (size_t)dim * sizeof(float) : 0);
     for (int64_t i = 0; i < all; i++) {
         group *g = groups ? groups + i : &counted;
         const head_plan *own = c->values->head + i / count;
@@ -148,6 +168,7 @@ static group *place_groups(const call *c, int64_t count, arena *space) {
         if (c->weigh) g->sum_count = ((int64_t)quads * 4 + own->wides) * GROUP;
         g->quads = take(space, quads * sizeof *g->quads);
         g->sums = take(space, (size_t)g->sum_count * sizeof *g->sums);
+        g->turned = turned;
         tables_place(&g->tables, c->keys->head + i / count, c->keys, c->precise, c->level, space);
     }
     return groups;
@@ -156,16 +177,25 @@ static group *place_groups(const call *c, int64_t count, arena *space) {
 /* One group of rows of a head, its query rows beginning at `query` and their biases at `bias`. */
 static void start_group(const call *c, group *g, int64_t index, const float *query,
                         const float *bias) {
-    int64_t left = c->rows - g->row;
+    int64_t left = c->rows - g->row, dim = c->keys->dim;
+    int rows = (int)(left < GROUP ? left : GROUP);
+    const float *own = query + g->row * dim, *coordinates = own;
     if (c->weigh) {
         const head_plan *own = c->values->head + index;
         g->quad_count = list_quads(c->values, own, g->quads);
         g->sum_count = (g->quad_count * 4 + own->wides) * GROUP;
     }
-    tables_fill(&g->tables, c->keys->head + index, c->keys, query + g->row * c->keys->dim,
-                (int)(left < GROUP ? left : GROUP), c->level);
+    if (c->frame) {
+        turn_rows(own, rows, c->frame->key_basis + index * dim * dim, dim, c->level, g->turned);
+        coordinates = g->turned;
+    }
+    tables_fill(&g->tables, c->keys->head + index, c->keys, coordinates, rows, c->level);
     g->tables.leaves_lines = c->weigh != NULL;
-    for (int r = 0; bias && r < g->tables.rows; r++) g->tables.bias[r] += bias[g->row + r];
+    for (int r = 0; c->frame && r < rows; r++)
+        g->tables.bias[r] += row_product(own + r * dim, c->frame->key_offset + index * dim, dim);
+    for (int r = 0; r < rows; r++)
+        for (int64_t j = 0; j < dim; j++) g->fault[r] += 0.0f * own[r * dim + j];
+    for (int r = 0; bias && r < rows; r++) g->tables.bias[r] += bias[g->row + r];
     memset(g->sums, 0, (size_t)g->sum_count * sizeof *g->sums);
     for (int r = 0; r < GROUP; r++) g->max[r] = -INFINITY;
 }
@@ -201,49 +231,60 @@ static void finish_bytes(const call *c, const group *g, int64_t index, int row, 
     }
 }
 
+/* Rows of coordinates as vectors. */
+static void finish_vectors(const call *c, const group *g, int64_t index, float *out) {
+    int64_t dim = c->values->dim;
+    const float *offset = c->frame->value_offset + index * dim;
+    turn_rows(g->turned, g->tables.rows, c->frame->value_basis + index * dim * dim, dim, c->level,
+              out);
+    for (int r = 0; r < g->tables.rows; r++)
+        if (g->total[r] > 0)
+            for (int64_t j = 0; j < dim; j++) out[r * dim + j] += offset[j];
+}
+
 /* A row whose tokens are all masked has an output of zero and a log-sum-exp of -infinity. */
 static void finish(const call *c, const group *g, int64_t index, float *out, float *lse) {
     int64_t dim = c->values->dim;
-    for (int r = 0; r < g->tables.rows; r++, out += dim) {
-        float share = g->total[r] > 0 ? 1.0f / g->total[r] : 0.0f;
-        lse[r] = g->max[r] + logf(g->total[r]);
+    float *to = c->frame ? g->turned : out;
+    for (int r = 0; r < g->tables.rows; r++, to += dim) {
+        float share = (g->total[r] > 0 ? 1.0f / g->total[r] : 0.0f) + g->fault[r];
+        lse[r] = g->max[r] + logf(g->total[r]) + g->fault[r];
         if (c->weigh) {
-            finish_bytes(c, g, index, r, share, out);
+            finish_bytes(c, g, index, r, share, to);
             continue;
         }
         for (int64_t j = 0; j < dim; j++) {
             float sum = 0;
             for (int k = 0; k < PARTS; k++) sum += g->sums[(j * PARTS + k) * GROUP + r];
-            out[j] = sum * share;
+            to[j] = sum * share;
         }
     }
+    if (c->frame) finish_vectors(c, g, index, out);
 }
 
-/* Attention over the tokens of blocks first to last.
+/* Attention over the tokens of blocks first to last, counted over all runs.
  *
- * query [batch][heads][rows][key dim], already scaled, in the coordinates of the keys; bias
- * [batch][heads][rows] is added to the scores of every token, NULL for none; mask as in `call`.
- * out [batch][heads][rows][value dim] is the mean of the values weighted by exp(score), in their
- * coordinates; lse [batch][heads][rows] the logarithm of the sum of exp(score). Where no token is
- * visible they are 0 and -infinity. Returns 0, or -1 without memory.
+ * query [batch][heads][rows][key dim], already scaled, in the coordinates of the keys, or with
+ * `around` a vector; bias [batch][heads][rows] is added to the scores of every token, NULL for none;
+ * mask [batch][mask_rows][mask_pitch], which begins with the first token of the first run, is added
+ * after the soft cap, NULL for none. out [batch][heads][rows][value dim] is the mean of the values
+ * weighted by exp(score), in their coordinates, or with `around` a vector; lse [batch][heads][rows]
+ * the logarithm of the sum of exp(score). Where no token is visible they are 0 and -infinity.
+ * Returns 0, or -1 without memory.
  */
-EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *key_data,
-                           const uint8_t *value_data, int64_t batch, int64_t blocks, int64_t tokens,
+EXPORT int gonio_attention(const plan *keys, const plan *values, const frame *around,
+                           const code_run *runs, int64_t run_count, int64_t batch,
                            const float *query, int64_t rows, const float *bias, const float *mask,
-                           int64_t mask_rows, float softcap, int64_t first, int64_t last,
-                           int precise, int level, float *out, float *lse) {
+                           int64_t mask_rows, int64_t mask_pitch, float softcap, int64_t first,
+                           int64_t last, int precise, int level, float *out, float *lse) {
     enum level chosen = base_level(level);
     call c = {.keys = keys,
               .values = values,
-              .key_data = key_data,
-              .value_data = value_data,
-              .blocks = blocks,
-              .tokens = tokens,
+              .frame = around,
               .rows = rows,
               .mask = mask,
               .mask_rows = mask_rows,
-              .first = first,
-              .last = last,
+              .mask_pitch = mask_pitch,
               .softcap = softcap,
               .precise = precise,
               .level = chosen,
@@ -257,7 +298,7 @@ EXPORT int gonio_attention(const plan *keys, const plan *values, const uint8_t *
         group *groups =
             start_groups(&c, count, query + start * keys->dim, bias ? bias + start : NULL);
         if (!groups) return -1;
-        attend_sequence(&c, groups, count, b);
+        attend_sequence(&c, groups, count, b, runs, run_count, first, last);
         for (int64_t i = 0; i < all; i++) {
             int64_t index = i / count, row = start + index * rows + groups[i].row;
             finish(&c, groups + i, index, out + row * values->dim, lse + row);

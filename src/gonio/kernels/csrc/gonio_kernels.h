@@ -87,6 +87,25 @@ typedef struct {
     const float *units;            /* [heads][dim], of int8 levels; 1 for wide coordinates */
 } plan;
 
+/* Some tokens' blocks, `blocks` of them for each sequence. */
+typedef struct {
+    const uint8_t *keys, *values;
+    int64_t blocks, tokens;
+} code_run;
+
+/* How vectors and coordinates of a head belong together: coordinates of a query are its products with
+ * the columns of key_basis, every score has its product with key_offset besides, and an output is
+ * its coordinates times value_basis plus value_offset. NULL where rows are coordinates. */
+typedef struct {
+    const float *key_basis, *key_offset;     /* [heads][dim][dim], [heads][dim] */
+    const float *value_basis, *value_offset; /* likewise */
+} frame;
+
+/* out[count][dim] = rows[count][dim] . matrix[dim][dim], at most GROUP rows; and a . b (frame.c). */
+void turn_rows(const float *rows, int count, const float *matrix, int64_t dim, enum level level,
+               float *out);
+float row_product(const float *a, const float *b, int64_t dim);
+
 /* Memory of a call, allocated once: pieces of their own would lie in many more pages, each of which
  * costs time in a processor that has just read much else. */
 typedef struct {

@@ -4,7 +4,7 @@
  * over it. Every level adds in the same order and nothing is contracted: all give the same bits. */
 #include <string.h>
 
-#include "gonio_kernels.h"
+#include "numbers.h"
 
 #define WIDTH 8    /* rows of a panel come in so many */
 #define PIECE 768  /* columns whose sum is begun at zero: the error bound counts on it */
@@ -15,26 +15,12 @@ typedef double two __attribute__((vector_size(16), aligned(8), may_alias));
 typedef double four __attribute__((vector_size(32), aligned(8), may_alias));
 typedef double eight __attribute__((vector_size(64), aligned(8), may_alias));
 
-INLINE float number_of(uint32_t bits) {
-    float found;
-    memcpy(&found, &bits, sizeof found);
-    return found;
-}
-
-/* A number of 16 bits with a fraction of 10: its exponent is moved by a product, except infinity's. */
-INLINE double half_number(uint16_t half) {
-    uint32_t size = (uint32_t)(half & 0x7fff) << 13, sign = (uint32_t)(half & 0x8000) << 16;
-    float found = number_of(size) * 0x1p112f;
-    if (size >= 0x7c00u << 13) found = number_of(size | 0x7f800000u);
-    return sign ? -(double)found : (double)found;
-}
-
 INLINE double element(const void *data, int64_t at, const enum dtype dtype) {
     switch (dtype) {
     case FLOAT64: return ((const double *)data)[at];
     case FLOAT32: return (double)((const float *)data)[at];
-    case FLOAT16: return half_number(((const uint16_t *)data)[at]);
-    default: return (double)number_of((uint32_t)((const uint16_t *)data)[at] << 16);
+    case FLOAT16: return (double)half_number(((const uint16_t *)data)[at]);
+    default: return (double)bfloat16_number(((const uint16_t *)data)[at]);
     }
 }
 
