@@ -1,5 +1,6 @@
 """Compiling at first use, and a package that works and says why where that fails."""
 
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -126,3 +127,25 @@ def test_a_level_can_be_asked_for(choose_kernels):
     choose_kernels("abacus")
     with pytest.raises(SettingError, match="level 'abacus' cannot run here"):
         kernel_status()
+
+
+def test_the_size_of_the_nearest_cache_is_compiled_in_where_it_is_known(monkeypatch):
+    for known, expected in ((32768, ("-DGONIO_NEAREST_CACHE=32768",)), (0, ()), (-1, ())):
+        monkeypatch.setattr(os, "sysconf", lambda name, size=known: size)
+        assert build.compile_flags() == (*build.FLAGS, *expected)
+
+    def unknown(name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "sysconf", unknown)
+    assert build.compile_flags() == build.FLAGS
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
+def test_another_cache_makes_another_library(empty_cache, monkeypatch):
+    """A home that several machines share holds a library for each kind of them."""
+    found = set()
+    for size in (32768, 49152):
+        monkeypatch.setattr(os, "sysconf", lambda name, size=size: size)
+        found.add(build._library_path(find_compiler(), source_files()))
+    assert len(found) == 2

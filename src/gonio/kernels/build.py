@@ -27,6 +27,7 @@ __all__ = [
     "BuildError",
     "Compiler",
     "build_library",
+    "compile_flags",
     "find_compiler",
     "is_built",
     "source_files",
@@ -70,6 +71,15 @@ def find_compiler() -> Compiler:
     return Compiler(path, done.stdout.strip().splitlines()[0] if done.stdout.strip() else path)
 
 
+def compile_flags() -> tuple[str, ...]:
+    """:data:`FLAGS`, and the bytes of the nearest data cache where the system tells them."""
+    try:
+        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        size = 0
+    return (*FLAGS, f"-DGONIO_NEAREST_CACHE={size}") if size > 0 else FLAGS
+
+
 def source_files() -> list[Path]:
     """The C sources that make the library, and their headers, in a fixed order."""
     folder = Path(str(resources.files("gonio.kernels").joinpath("csrc")))
@@ -108,7 +118,7 @@ def is_built() -> bool:
 def _library_path(compiler: Compiler, sources: list[Path]) -> Path:
     """Where the library of a compiler and sources is kept."""
     digest = hashlib.sha256()
-    for part in (*FLAGS, compiler.path, compiler.version, platform.machine()):
+    for part in (*compile_flags(), compiler.path, compiler.version, platform.machine()):
         digest.update(part.encode() + b"\0")
     for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -120,7 +130,7 @@ def _library_path(compiler: Compiler, sources: list[Path]) -> Path:
 def _compile(compiler: Compiler, sources: list[Path], library: Path, failure: Path) -> None:
     units = [str(path) for path in sources if path.suffix == ".c"]
     with replace_file(library) as staging:
-        done = _run([compiler.path, *FLAGS, "-o", str(staging), *units, "-lm"])
+        done = _run([compiler.path, *compile_flags(), "-o", str(staging), *units, "-lm"])
         if done.returncode == 0:
             return
         said = done.stderr.strip().splitlines() or ["it printed nothing"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from gonio.kernels import available_levels, kernel_status
-from gonio.kernels.build import FLAGS, BuildError, find_compiler
+from gonio.kernels.build import BuildError, compile_flags, find_compiler
 from gonio.kernels.native import LEVELS
 from gonio.records import Measurement, make_measurement, make_value
 
@@ -39,7 +39,7 @@ def describe_kernels() -> Measurement:
     return make_measurement(
         "kernels",
         "Attention on packed codes",
-        settings={"flags": list(FLAGS)},
+        settings={"flags": list(compile_flags())},
         values=[
             make_value("level", status.level),
             make_value("why_not_faster", status.reason or "nothing faster exists"),

@@ -34,6 +34,13 @@
 #define TILE_BLOCKS 16 /* blocks whose weights are computed before values are read */
 #define TILE (TILE_BLOCKS * BLOCK)
 
+/* Bytes of the nearest cache, if the build says so. The keys of a tile, at 128 coordinates of 2 bits,
+ * are 32 KB: where it holds no more, codes are fetched into the second one. */
+#ifndef GONIO_NEAREST_CACHE
+#define GONIO_NEAREST_CACHE 49152
+#endif
+#define FETCH_HINT (GONIO_NEAREST_CACHE < 49152 ? _MM_HINT_T1 : _MM_HINT_T0)
+
 /* GONIO_PORTABLE_ONLY builds what other processors get. */
 #if defined(__x86_64__) && !defined(GONIO_PORTABLE_ONLY)
 #define GONIO_X86 1

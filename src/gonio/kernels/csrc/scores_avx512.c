@@ -107,9 +107,9 @@ void arrange_avx512(query_tables *t) {
 /* Line `b` of a word of the next block, and of the block that is read after this head. */
 INLINE512 void prefetch_next(const query_tables *t, const uint8_t *words, size_t stride, int64_t w,
                              int b) {
-    _mm_prefetch((const char *)words + 64 * b + stride, _MM_HINT_T0);
+    _mm_prefetch((const char *)words + 64 * b + stride, FETCH_HINT);
     if (b < LINES - 1 || !t->leaves_lines)
-        _mm_prefetch((const char *)t->next + w * WORD + 64 * b, _MM_HINT_T0);
+        _mm_prefetch((const char *)t->next + w * WORD + 64 * b, FETCH_HINT);
 }
 
 INLINE512 __m512i four_weights(const uint8_t *weights) {

@@ -126,7 +126,7 @@ INLINE256 void add_pair(const int8_t (*level)[NIBBLE], const uint8_t *plane, siz
     }
     for (int half = 0; half < BLOCK; half += 32)
         for (int b = 0; b < tile->blocks; b++) {
-            if (half == 0) _mm_prefetch((const char *)next + (size_t)b * step, _MM_HINT_T0);
+            if (half == 0) _mm_prefetch((const char *)next + (size_t)b * step, FETCH_HINT);
             const uint8_t *at = plane + (size_t)b * stride + half;
             __m256i codes = _mm256_loadu_si256((const __m256i *)at), found[2];
             found[0] = _mm256_shuffle_epi8(table[0], _mm256_and_si256(codes, nibble));

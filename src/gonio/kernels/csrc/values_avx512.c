@@ -64,9 +64,9 @@ INLINE512 void add_quad(const value_quad *quad, const uint8_t *planes, size_t st
     for (int b = 0; b < blocks; b++, first += stride, second += stride) {
         __m512i codes = _mm512_loadu_si512(first), found[4];
         __m512i more = is_apart ? _mm512_loadu_si512(second) : codes;
-        _mm_prefetch((const char *)next + b * BLOCK, _MM_HINT_T0);
-        if (keys) _mm_prefetch((const char *)keys + (size_t)b * tile->key_stride, _MM_HINT_T0);
-        if (is_apart) _mm_prefetch((const char *)also + b * BLOCK, _MM_HINT_T0);
+        _mm_prefetch((const char *)next + b * BLOCK, FETCH_HINT);
+        if (keys) _mm_prefetch((const char *)keys + (size_t)b * tile->key_stride, FETCH_HINT);
+        if (is_apart) _mm_prefetch((const char *)also + b * BLOCK, FETCH_HINT);
         found[0] = _mm512_permutexvar_epi8(codes, table[0]);
         found[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(codes, 4), table[1]);
         found[2] = _mm512_permutexvar_epi8(more, table[2]);
