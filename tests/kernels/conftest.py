@@ -1,5 +1,6 @@
 """Plans with every mix of widths, and queries for them."""
 
+import os
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,6 +26,15 @@ MIXES = {
     "wide": [5, 6, 7, 8],
     "all": list(range(9)),
 }
+
+
+def installed_compilers() -> list[str]:
+    """$CC (else cc), gcc and clang as far as they are installed, none of them twice."""
+    found: dict[str, str] = {}
+    for name in (os.environ.get("CC") or "cc", "gcc", "clang"):
+        if path := shutil.which(name):
+            found.setdefault(os.path.realpath(path), name)
+    return list(found.values())
 
 
 def write_mutant(folder, file: str, right: str, wrong: str) -> None:

@@ -20,7 +20,14 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__)
+#define GONIO_ASAN 1
+#elif defined(__has_feature) /* clang's way to say so */
+#define GONIO_ASAN __has_feature(address_sanitizer)
+#else
+#define GONIO_ASAN 0
+#endif
+#if GONIO_ASAN
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -124,7 +131,7 @@ INLINE void *take(arena *space, size_t bytes) {
     char *found = space->start ? space->start + space->used : NULL;
     size_t end = space->used + bytes;
     space->used = (end + 63) & ~(size_t)63;
-#ifdef __SANITIZE_ADDRESS__
+#if GONIO_ASAN
     space->used += 64; /* nobody's */
     if (found) ASAN_POISON_MEMORY_REGION(found + bytes, space->used - end);
 #endif

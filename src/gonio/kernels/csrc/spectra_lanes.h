@@ -4,8 +4,9 @@
 
 #include "gonio_kernels.h"
 
-#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi" /* of functions that are all inlined */
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* gcc 11 thinks so of `root` at -O1 */
 #endif
 
 #define SWEEPS 40
