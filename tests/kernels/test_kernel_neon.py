@@ -16,6 +16,7 @@ from .conftest import write_mutant
 
 DRIVER = Path(__file__).parent / "sanitizer_driver.c"
 CROSS = "aarch64-linux-gnu-gcc"
+CLANG = ("clang", "--target=aarch64-linux-gnu", "-isystem", "/usr/aarch64-linux-gnu/include")
 STRICT = tuple(flag for flag in FLAGS if flag not in ("-shared", "-fPIC"))
 SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 MUTANTS = {
@@ -43,6 +44,11 @@ if shutil.which(CROSS) is None or EMULATOR is None:
 def compile_driver(output, sources, *flags):
     units = [str(path) for path in sources if path.suffix == ".c"]
     link(CROSS, output, sources[0].parent, *flags, *units)
+
+
+def compile_driver_with_clang(output, sources, *flags):
+    units = [str(path) for path in sources if path.suffix == ".c"]
+    link(CLANG[0], output, sources[0].parent, *CLANG[1:], *flags, *units)
 
 
 def link(compiler, output, headers, *arguments):
@@ -96,6 +102,14 @@ def check(driver, native_driver, *arguments):
 
 def test_neon_scores_are_those_of_every_other_level(driver, native_driver):
     check(driver, native_driver, 36)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("clang") is None, reason="no clang here")
+def test_so_are_those_that_clang_compiles(native_driver, tmp_path):
+    flags = ("-static", "-Wall", "-Wextra", "-Werror")
+    compile_driver_with_clang(tmp_path / "driver", source_files(), *flags)
+    check(tmp_path / "driver", native_driver, 36)
 
 
 @pytest.mark.slow
