@@ -11,11 +11,11 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,28 +125,24 @@ def parse_tensors(contents: Tensor) -> LoadedTensors | None:
     start = 8 + length
     if not _SHORTEST_HEADER <= length <= _LONGEST_HEADER or start > len(contents):
         return None
-    header = _header(bytes(contents[8:start].numpy()))
-    if header is None:
+    header = bytes(contents[8:start].numpy())
+    entries = _entries(header)
+    if entries is None or start + sum(entry.size for entry in entries) != len(contents):
         return None
-    entries = sorted(header.items(), key=lambda item: item[1][2])
-    end, sizes = 0, []
-    for _, (dtype, shape, first, last) in entries:
-        sizes.append(last - first)
-        size = math.prod(shape) * dtype.itemsize
-        if first != end or sizes[-1] != size or (start + first) % dtype.itemsize:
-            return None
-        end = last
-    if start + end != len(contents):
-        return None
+    dtypes = {entry.dtype for entry in entries}
+    if len(dtypes) == 1:
+        dtype = dtypes.pop()
+        values = contents[start:].view(dtype)
+        parts = values.split([entry.size // dtype.itemsize for entry in entries])
+        is_finite = all_finite(values)
+    else:
+        parts = contents[start:].split([entry.size for entry in entries])
+        parts = [part.view(entry.dtype) for part, entry in zip(parts, entries, strict=True)]
+        is_finite = False
     tensors = {
-        key: part.view(dtype).view(shape)
-        for (key, (dtype, shape, *_)), part in zip(
-            entries, contents[start:].split(sizes), strict=True
-        )
+        entry.key: part.view(entry.shape) for entry, part in zip(entries, parts, strict=True)
     }
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    is_finite = len(dtypes) == 1 and all_finite(contents[start:].view(dtypes.pop()))
-    return LoadedTensors(tensors, is_finite)
+    return LoadedTensors(tensors, is_finite, header)
 
 
 def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Iterable[memoryview]:
@@ -171,9 +167,34 @@ def _blocks(path: Path, kept: Tensor | None, stopped: Callable[[], bool]) -> Ite
     raise DataError(f"reading {path} was stopped")
 
 
+class _Entry(NamedTuple):
+    """One tensor's line of the header."""
+
+    key: str
+    dtype: torch.dtype
+    shape: list[int]
+    first: int
+    size: int
+
+
 @lru_cache(maxsize=4)  # the header of one adapter is that of the next
-def _header(text: bytes) -> Mapping[str, tuple[torch.dtype, list[int], int, int]] | None:
-    """Key -> dtype, shape and both offsets; None for a header that is not plain JSON."""
+def _entries(text: bytes) -> Sequence[_Entry] | None:
+    """The tensors as they lie in the file; None where they do not, aligned and without gaps."""
+    entries = _header(text)
+    if entries is None:
+        return None
+    entries, end = sorted(entries, key=lambda entry: entry.first), 0
+    for entry in entries:
+        size = math.prod(entry.shape) * entry.dtype.itemsize
+        is_aligned = (8 + len(text) + entry.first) % entry.dtype.itemsize == 0
+        if entry.first != end or entry.size != size or not is_aligned:
+            return None
+        end += size
+    return entries
+
+
+def _header(text: bytes) -> Sequence[_Entry] | None:
+    """All tensors in the order of the header; None for one that is not plain JSON."""
     if text[:1] != b"{" or not text.isascii() or b"\\" in text or b"-0" in text:
         return None
     try:
@@ -181,13 +202,13 @@ def _header(text: bytes) -> Mapping[str, tuple[torch.dtype, list[int], int, int]
         metadata = raw.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(type(v) is str for v in metadata.values()):
             return None
-        return {key: _entry(entry) for key, entry in raw.items()}
+        return [_entry(key, entry) for key, entry in raw.items()]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _entry(entry: Mapping[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
-    """One tensor's line of the header.
+def _entry(key: str, entry: Mapping[str, Any]) -> _Entry:
+    """One tensor's line, checked.
 
     Raises:
         ValueError: It is not plain; also TypeError and KeyError.
@@ -198,7 +219,7 @@ def _entry(entry: Mapping[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
         raise ValueError
     if not all(0 < size < 1 << 48 for size in shape) or min(first, last) < 0:
         raise ValueError
-    return _DTYPES[entry["dtype"]], shape, first, last
+    return _Entry(key, _DTYPES[entry["dtype"]], shape, first, last - first)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

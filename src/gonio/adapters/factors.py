@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,18 +13,34 @@ from gonio.adapters.keys import ModuleKeys
 from gonio.adapters.stored import StoredTensors, all_finite, broken
 from gonio.adapters.update import LoraUpdate, UpdateKind, split_module_name
 
-__all__ = ["check_values", "read_magnitude", "read_update"]
+__all__ = ["UpdateLayout", "check_values", "read_magnitude", "read_update", "update_layout"]
 
 _MAX_NORM = math.sqrt(torch.finfo(torch.float64).max)  # above it, energies leave float64
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def read_update(tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings) -> LoraUpdate:
-    """The update ``scaling * B @ A`` of one module.
+class UpdateLayout(NamedTuple):
+    """All of one module's update but the values of its factors.
 
-    An embedding's factors A ``(r, num_embeddings)`` and B ``(dim, r)`` change its weight by
-    ``scaling * (B A)^T``, so its ``lora_b`` is A^T and its ``lora_a`` B^T. A convolution's A
-    ``(r, in, *kernel)`` and B ``(out, r, 1, ...)`` are flattened behind their first axis.
+    Attributes:
+        keys: The keys of its tensors.
+        kind: What the module is.
+        kernel: Kernel size of a convolution, empty otherwise.
+        scaling: alpha / r, or alpha / sqrt(r) for rsLoRA.
+        layer: Index of its layer, None outside the layer stack.
+        projection: What it is within its layer.
+    """
+
+    keys: ModuleKeys
+    kind: UpdateKind
+    kernel: tuple[int, ...]
+    scaling: float
+    layer: int | None
+    projection: str
+
+
+def update_layout(tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings) -> UpdateLayout:
+    """Check the factors of one module; their values only where they are not known to be finite.
 
     Raises:
         AdapterError: The factors are no finite floats, or do not fit each other or the settings.
@@ -36,16 +53,28 @@ def read_update(tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings
         factors.append(factor)
     stored_a, stored_b = factors
     _check_shapes(tensors, keys, stored_a, stored_b, settings)
-    kind: UpdateKind = "linear"
-    if keys.is_embedding:
-        kind, lora_b, lora_a = "embedding", stored_a.mT, stored_b.mT
-    elif stored_a.ndim > 2:
-        kind, lora_b, lora_a = "convolution", stored_b.flatten(1), stored_a.flatten(1)
-    else:
-        lora_b, lora_a = stored_b, stored_a
     kernel = tuple(stored_a.shape[2:])
+    kind: UpdateKind = "embedding" if keys.is_embedding else "convolution" if kernel else "linear"
     _, scaling = settings.resolve(keys.module)
-    layer, projection = split_module_name(keys.module)
+    return UpdateLayout(keys, kind, kernel, scaling, *split_module_name(keys.module))
+
+
+def read_update(tensors: StoredTensors, layout: UpdateLayout) -> LoraUpdate:
+    """The update ``scaling * B @ A`` of one module whose factors have been checked.
+
+    An embedding's factors A ``(r, num_embeddings)`` and B ``(dim, r)`` change its weight by
+    ``scaling * (B A)^T``, so its ``lora_b`` is A^T and its ``lora_a`` B^T. A convolution's A
+    ``(r, in, *kernel)`` and B ``(out, r, 1, ...)`` are flattened behind their first axis.
+
+    Raises:
+        AdapterError: The update is too large for float64.
+    """
+    keys, kind, kernel, scaling, layer, projection = layout
+    lora_a, lora_b = tensors.get(keys.lora_a), tensors.get(keys.lora_b)
+    if kind == "embedding":
+        lora_b, lora_a = lora_a.mT, lora_b.mT
+    elif kind == "convolution":
+        lora_b, lora_a = lora_b.flatten(1), lora_a.flatten(1)
     update = LoraUpdate(keys.module, lora_a, lora_b, scaling, layer, projection, kind, kernel)
     if not _is_small(update) and not update.norm_bound() < _MAX_NORM:
         raise broken(

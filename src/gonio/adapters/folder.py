@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from gonio.adapters.adapter import Adapter, UnusedKey
 from gonio.adapters.base import BaseWeights, WeightSource
 from gonio.adapters.config import CONFIG_NAME, LoraSettings, read_settings
 from gonio.adapters.contents import AdapterContents
 from gonio.adapters.dora import dora_update, magnitude_length
-from gonio.adapters.factors import check_values, read_magnitude, read_update
-from gonio.adapters.keys import PREFIX, ModuleKeys, sort_keys
+from gonio.adapters.factors import (
+    UpdateLayout,
+    check_values,
+    read_magnitude,
+    read_update,
+    update_layout,
+)
+from gonio.adapters.keys import PREFIX, sort_keys
 from gonio.adapters.refusal import one_line
 from gonio.adapters.stored import (
     WEIGHTS_NAME,
@@ -72,9 +79,8 @@ def load_adapter(
     if base is not None:
         weights = BaseWeights(base, fan_in_fan_out=settings.fan_in_fan_out)
     with StoredTensors(folder, None if contents is None else contents.tensors) as tensors:
-        modules, listed = sort_keys(tensors, settings)
-        unused = list(listed)
-        updates = [_update(tensors, keys, settings, weights) for keys in modules]
+        modules, unused = _updates(tensors, settings, weights, contents)
+        updates = list(modules)
         if weights is not None:
             saved, unused = _saved_whole(tensors, unused, settings, weights)
             updates = sorted(updates + saved, key=lambda u: (natural_order(u.module), u.module))
@@ -92,10 +98,46 @@ def load_adapter(
     )
 
 
-def _update(
-    tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings, base: BaseWeights | None
-) -> LoraUpdate:
-    update = read_update(tensors, keys, settings)
+class _Layout(NamedTuple):
+    """All that a weights file and its configuration say but the values."""
+
+    modules: tuple[UpdateLayout, ...]
+    unused: tuple[UnusedKey, ...]
+
+
+@lru_cache(maxsize=4)  # adapters of one fleet differ in little but their values
+def _known_layouts(header: bytes, config: bytes) -> list[_Layout]:
+    """Where the layout of such files is kept once one of them has been read: none or one."""
+    return []
+
+
+def _updates(
+    tensors: StoredTensors,
+    settings: LoraSettings,
+    base: BaseWeights | None,
+    contents: AdapterContents | None,
+) -> tuple[Sequence[LoraUpdate], Sequence[UnusedKey]]:
+    """The updates of all modules with factors, and the keys that are in none.
+
+    Of values that are known to be finite only their size can still be refused, so that the other
+    checks are made once for all files of one header and one configuration.
+    """
+    known: list[_Layout] = []
+    if contents is not None and tensors.header is not None and tensors.is_finite:
+        known = _known_layouts(tensors.header, contents.config)
+    if known:
+        return [_update(tensors, module, base) for module in known[0].modules], known[0].unused
+    modules, unused = sort_keys(tensors, settings)
+    layouts, updates = [], []
+    for keys in modules:
+        layouts.append(update_layout(tensors, keys, settings))
+        updates.append(_update(tensors, layouts[-1], base))
+    known.append(_Layout(tuple(layouts), unused))
+    return updates, unused
+
+
+def _update(tensors: StoredTensors, layout: UpdateLayout, base: BaseWeights | None) -> LoraUpdate:
+    update, keys = read_update(tensors, layout), layout.keys
     if keys.magnitude is None or base is None:
         return update
     magnitude = read_magnitude(tensors, keys.magnitude, magnitude_length(update))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -38,10 +38,12 @@ class LoadedTensors(NamedTuple):
     Attributes:
         by_key: Key -> tensor.
         is_finite: Whether all are known to hold neither NaN nor infinity.
+        header: The file's header, which says everything but the values.
     """
 
     by_key: Mapping[str, Tensor]
     is_finite: bool
+    header: bytes
 
 
 class StoredTensors:
@@ -52,8 +54,8 @@ class StoredTensors:
         loaded: What the file holds, None to open it.
 
     Attributes:
-        keys: All keys, layer 2 before layer 10.
         is_finite: Whether all tensors are known to hold neither NaN nor infinity.
+        header: The header of a file that was read before, None of one that is open.
 
     Raises:
         AdapterError: The file cannot be opened.
@@ -62,13 +64,12 @@ class StoredTensors:
     def __init__(self, folder: Path, loaded: LoadedTensors | None = None) -> None:
         self.folder = folder
         self.is_finite = loaded is not None and loaded.is_finite
+        self.header = None if loaded is None else loaded.header
         self._loaded = None if loaded is None else loaded.by_key
         self._file: Any = None
         try:
             if self._loaded is None:
                 self._file = safe_open(str(folder / WEIGHTS_NAME), framework="pt", device="cpu")
-            found = self._file.keys() if self._loaded is None else self._loaded
-            self.keys = tuple(sorted(found, key=lambda key: (natural_order(key), key)))
         except (SafetensorError, OSError) as error:
             raise self._unreadable(error) from error
 
@@ -77,6 +78,12 @@ class StoredTensors:
 
     def __exit__(self, *exception: object) -> None:
         self._file = None
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """All keys, layer 2 before layer 10."""
+        found = self._file.keys() if self._loaded is None else self._loaded
+        return tuple(sorted(found, key=lambda key: (natural_order(key), key)))
 
     def shape(self, key: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
