@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -70,6 +72,14 @@ class RandomLora:
     k99: float
 
 
+class _Resolved(NamedTuple):
+    """Singular values ``(N, q)``, their error bounds and the numerical rank ``(N,)``."""
+
+    sigma: torch.Tensor
+    error: torch.Tensor
+    rank: torch.Tensor
+
+
 _CHANCE = tuple(f"random_lora_{field.name}" for field in fields(RandomLora))
 
 
@@ -110,17 +120,22 @@ def spectrum_table(
     updates = list(adapter.updates.values())
     measured = np.empty((len(updates), len(_MEASURED)))
     chance = np.empty((len(updates), len(_CHANCE)))
+    by_length: dict[int, list[tuple[list[int], _Resolved]]] = {}
     done = 0
     for batch, spectra in batched_spectra(updates):
         first = updates[batch[0]]
         smaller, larger = sorted(first.shape)  # the law is that of the transposed product
         rank = 0 if first.kind == "dense" else first.rank
-        measured[batch] = _summaries(first.shape, spectra)
+        found = batch, _resolve(first.shape, spectra)
+        by_length.setdefault(spectra.sigma.shape[-1], []).append(found)
         chance[batch] = astuple(_null(larger, smaller, rank, samples, seed))
         for i in batch:
             done += 1
             if progress:
                 progress(updates[i].module, done, len(updates))
+    for members in by_length.values():
+        batches, parts = zip(*members, strict=True)
+        measured[list(chain(*batches))] = _summaries(*map(torch.cat, zip(*parts, strict=True)))
     table = _table(updates, measured, chance)
     _require_energy(adapter, table["spectral_norm"].tolist())
     return table
@@ -247,12 +262,17 @@ def _require_energy(adapter: Adapter, largest: Sequence[float]) -> None:
         )
 
 
-def _summaries(shape: tuple[int, int], spectra: FactoredSpectrum) -> NDArray[np.float64]:
-    """The columns ``_MEASURED`` of N updates of one shape, float64, shape ``(N, 8)``."""
+def _resolve(shape: tuple[int, int], spectra: FactoredSpectrum) -> _Resolved:
+    """Spectra of N updates of one shape with what is resolved of them."""
     resolved = (spectra.sigma > spectra.error).sum(dim=-1)
     rank = numerical_rank(spectra.sigma, shape, dtype=torch.float32).minimum(resolved)
+    return _Resolved(spectra.sigma, spectra.error, rank)
+
+
+def _summaries(sigma: torch.Tensor, error: torch.Tensor, rank: torch.Tensor) -> NDArray[np.float64]:
+    """The columns ``_MEASURED`` of N updates from :class:`_Resolved`, float64, ``(N, 8)``."""
     is_zero = rank == 0
-    sigma = torch.where(is_zero.unsqueeze(-1), 0.0, spectra.sigma)
+    sigma = torch.where(is_zero.unsqueeze(-1), 0.0, sigma)
     ratios = torch.full((4, len(sigma)), math.nan, dtype=torch.float64)
     if not bool(is_zero.all()):
         others = sigma[~is_zero]
@@ -266,7 +286,7 @@ def _summaries(shape: tuple[int, int], spectra: FactoredSpectrum) -> NDArray[np.
         )
     stable, effective, k90, k99 = ratios
     norms = frobenius_norm(sigma), spectral_norm(sigma)
-    columns = (*norms, stable, effective, rank.double(), k90, k99, spectra.error.amax(dim=-1))
+    columns = (*norms, stable, effective, rank.double(), k90, k99, error.amax(dim=-1))
     return torch.stack(columns, dim=-1).numpy()
 
 
@@ -275,9 +295,9 @@ def _table(
 ) -> pd.DataFrame:
     """One row per update: what it is, what was measured and what chance gives."""
     columns: dict[str, object] = {
-        "module": [update.module for update in updates],
+        "module": _texts(tuple(update.module for update in updates)),
         "layer": pd.array([update.layer for update in updates], dtype="Int64"),
-        "projection": [update.projection for update in updates],
+        "projection": _texts(tuple(update.projection for update in updates)),
         "out_features": [update.out_features for update in updates],
         "in_features": [update.in_features for update in updates],
         "rank": [update.rank for update in updates],
@@ -287,6 +307,12 @@ def _table(
     }
     columns["numerical_rank"] = measured[:, _MEASURED.index("numerical_rank")].astype(np.int64)
     return pd.DataFrame(columns)
+
+
+@lru_cache(maxsize=8)  # the modules of one adapter are those of the next
+def _texts(texts: tuple[str, ...]) -> Any:
+    """A column of text; a table made with it has a copy."""
+    return pd.array(texts, dtype="str")
 
 
 @cache

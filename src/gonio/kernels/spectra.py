@@ -9,19 +9,15 @@ import torch
 from torch import Tensor
 
 from gonio.kernels.native import LEVELS, built_library, native_call, resolve_level
-from gonio.linalg.cores import Cores, FactorBatch, core_error
+from gonio.linalg.cores import FactorBatch, core_error
 from gonio.linalg.gram import gram_entry_error
-from gonio.linalg.lowrank import (
-    RELATIVE_ERROR,
-    FactoredSpectrum,
-    core_spectrum,
-    factored_spectrum,
-)
+from gonio.linalg.lowrank import RELATIVE_ERROR, FactoredSpectrum, factored_spectrum
 
 __all__ = ["stacked_spectrum"]
 
 # LAPACK is faster above.
 _LARGEST_RANK = {"portable": 16, "neon": 16, "avx2": 64, "avxvnni": 64, "avx512": 64}
+_TINY = torch.finfo(torch.float64).tiny
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
@@ -75,15 +71,11 @@ def stacked_spectrum(
     results = (values.data_ptr(), relative.data_ptr(), bound.data_ptr())
     native_call("gonio_spectra", *addresses, count, shapes, errors, level, *results)
     by_gram = relative <= RELATIVE_ERROR
-    cores = Cores(
-        core=values[:, :0, None],
-        exponent=torch.zeros(count, dtype=torch.int32),
-        relative=relative,
-        absolute=core_error(rank) * bound,
-        by_gram=by_gram,
-        gram=None,
-    )
-    found = core_spectrum(batch, cores, values)
+    size = batch.scaling.abs()
+    sigma = values * size.unsqueeze(-1)
+    absolute = core_error(rank) * bound * size
+    error = relative.unsqueeze(-1) * sigma + absolute.unsqueeze(-1) + _TINY
+    found = FactoredSpectrum(sigma, error, by_gram)
     rest = (~by_gram).nonzero().flatten().tolist()
     if rest:
         others = factored_spectrum(

@@ -159,7 +159,10 @@ def _check_sequences(lefts: Sequence[Tensor], rights: Sequence[Tensor]) -> None:
     """Refuse sequences that are empty, of unequal length or not all of one shape."""
     if len(lefts) != len(rights) or not lefts:
         raise ShapeError(f"{len(lefts)} left factors for {len(rights)} right ones; expected pairs")
-    for lora_b, lora_a in zip(lefts, rights, strict=True):
+    kinds: dict[object, tuple[Tensor, Tensor]] = {}  # few where there are hundreds of pairs
+    for b, a in zip(lefts, rights, strict=True):
+        kinds.setdefault((b.shape, b.dtype, a.shape, a.dtype), (b, a))
+    for lora_b, lora_a in kinds.values():
         check_factors(lora_b, lora_a)
         if lora_b.ndim > 2 or (lora_b.shape, lora_a.shape) != (lefts[0].shape, rights[0].shape):
             raise ShapeError(
