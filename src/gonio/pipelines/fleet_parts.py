@@ -11,6 +11,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ __all__ = [
     "measure_task",
     "read_task",
 ]
+
+
+_SIZES = ("rank", "out_features", "in_features")
 
 
 @dataclass(frozen=True)
@@ -163,23 +167,26 @@ def _read_part(part: Path | None) -> pd.DataFrame | None:
 
 def _row(task: FleetTask, modules: pd.DataFrame, seconds: float) -> dict[str, Any]:
     """The adapter in one row: means over its trained modules, with chance and intervals."""
-    trained = modules[modules["spectral_norm"] > 0]
-    values = trained["stable_rank"].tolist()
+    is_trained = modules["spectral_norm"].to_numpy() > 0
+    names = ("stable_rank", "random_lora_stable_rank", "k90", "random_lora_k90")
+    trained = {name: modules[name].to_numpy()[is_trained] for name in names}
+    values = trained["stable_rank"]
     # A module outside the numbered layers is a layer of its own.
-    layers = trained["layer"].astype("object").where(trained["layer"].notna(), trained["module"])
+    pairs = zip(modules["layer"].tolist(), modules["module"].tolist(), strict=True)
+    layers = [module if layer is pd.NA else layer for layer, module in compress(pairs, is_trained)]
     over_modules = bootstrap_interval(values, seed=task.seed) if len(values) > 1 else None
     over_layers = None
-    if layers.nunique() > 1:
-        over_layers = cluster_bootstrap_interval(values, layers.tolist(), seed=task.seed)
-    sizes = modules["rank"] * (modules["out_features"] + modules["in_features"])
+    if len(set(layers)) > 1:
+        over_layers = cluster_bootstrap_interval(values, layers, seed=task.seed)
+    rank, rows, columns = (modules[name].to_numpy() for name in _SIZES)
     return {
         "adapter": task.item.name,
         "path": str(task.item.path),
         "step": task.item.step,
         "modules": len(modules),
-        "zero_updates": len(modules) - len(trained),
-        "parameters": int(sizes.sum()),
-        "stable_rank": float(trained["stable_rank"].mean()),
+        "zero_updates": len(modules) - len(values),
+        "parameters": int((rank * (rows + columns)).sum()),
+        "stable_rank": float(values.mean()),
         "stable_rank_chance": float(trained["random_lora_stable_rank"].mean()),
         "stable_rank_low": over_modules.low if over_modules else math.nan,
         "stable_rank_high": over_modules.high if over_modules else math.nan,
