@@ -1,8 +1,10 @@
 """Files read once: the tensors the library reads, or none; errors and hashes as without."""
 
 import json
+import math
 import re
 
+import pandas as pd
 import pytest
 import safetensors.torch
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from gonio.adapters import load_adapter
+from gonio.adapters import load_adapter, spectrum_table
 from gonio.adapters.contents import parse_tensors, prefetch_contents, read_contents
 from gonio.errors import AdapterError, DataError
 from gonio.files import file_sha256
@@ -198,3 +200,87 @@ def test_files_that_cannot_be_read(folder):
     prefetch_contents(folder)
     with pytest.raises(DataError, match=f"cannot read .*{WEIGHTS}"):
         read_contents(folder)
+
+
+def changed(folder, change, config=None):
+    """Write the tensors of a folder once more, changed, and perhaps another configuration."""
+    tensors = safetensors.torch.load_file(folder / WEIGHTS)
+    save_file(change(tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    if config is not None:
+        known = json.loads((folder / CONFIG).read_text())
+        (folder / CONFIG).write_text(json.dumps(known | config))
+
+
+def header(folder):
+    contents = (folder / WEIGHTS).read_bytes()
+    return contents[: 8 + int.from_bytes(contents[:8], "little")]
+
+
+def with_entry(value, factor="A"):
+    """Tensors of equal names and shapes with one value changed, in the last layer."""
+
+    def change(tensors):
+        tensors[KEY.format(11, factor)][0, 0] = value
+        return tensors
+
+    return change
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("factor", "AB")
+def test_values_are_checked_of_every_file_of_one_header(folder, value, factor):
+    load_adapter(folder, contents=read_contents(folder))
+    before = header(folder)
+    changed(folder, with_entry(value, factor))
+    assert header(folder) == before
+    with pytest.raises(AdapterError, match=f"layers.11.*lora_{factor} holds 1 NaN or infinite"):
+        load_adapter(folder, contents=read_contents(folder))
+    changed(folder, with_entry(1.0, factor))
+    found = load_adapter(folder, contents=read_contents(folder)).updates
+    update = found["model.layers.11.self_attn.q_proj"]
+    assert float((update.lora_a if factor == "A" else update.lora_b)[0, 0]) == 1.0
+
+
+def test_the_size_of_every_file_of_one_header_is_checked(folder):
+    changed(folder, lambda tensors: {key: value.double() for key, value in tensors.items()})
+    load_adapter(folder, contents=read_contents(folder))
+    changed(folder, with_entry(1e160))
+    with pytest.raises(AdapterError, match=r"layers.11.*too large for float64"):
+        load_adapter(folder, contents=read_contents(folder))
+
+
+def test_each_configuration_is_that_of_its_own_folder(folder):
+    """With equal headers: scaling, rank patterns, and what is refused."""
+    tensors = {"base_model.model.head.weight": torch.ones(2, 2)}
+    changed(folder, lambda others: others | tensors)
+    first = load_adapter(folder, contents=read_contents(folder))
+    changed(folder, dict, {"lora_alpha": 20, "modules_to_save": ["head"]})
+    second = load_adapter(folder, contents=read_contents(folder))
+    assert {update.scaling for update in first.updates.values()} == {2.0}
+    assert {update.scaling for update in second.updates.values()} == {5.0}
+    assert ["saved whole" in one.unused[0].reason for one in (first, second)] == [False, True]
+    changed(folder, dict, {"r": 5})
+    with pytest.raises(AdapterError, match=re.escape(f"{folder / WEIGHTS}\n  model.layers.0.")):
+        load_adapter(folder, contents=read_contents(folder))
+
+
+@pytest.mark.parametrize("what", ["names", "kind"])
+def test_each_header_is_that_of_its_own_file(folder, what):
+    """With equal configurations: other modules, or a convolution in place of a matrix."""
+    load_adapter(folder, contents=read_contents(folder))
+    if what == "names":
+        changed(folder, lambda tensors: {k.replace("q_", "v_"): v for k, v in tensors.items()})
+    else:
+        changed(folder, lambda tensors: {k: v[..., None, None] for k, v in tensors.items()})
+    once = load_adapter(folder, contents=read_contents(folder)).updates
+    twice = load_adapter(folder).updates
+    assert list(once) == list(twice)
+    assert [u.kind for u in once.values()] == [u.kind for u in twice.values()]
+    assert [u.shape for u in once.values()] == [u.shape for u in twice.values()]
+
+
+def test_a_table_of_modules_is_its_own(folder):
+    first = spectrum_table(load_adapter(folder), samples=5)
+    expected = first.copy(deep=True)
+    first.iloc[0, 0] = first.iloc[1, 2] = "changed"
+    pd.testing.assert_frame_equal(spectrum_table(load_adapter(folder), samples=5), expected)

@@ -14,6 +14,7 @@ from gonio.linalg import (
     factored_frobenius_norm,
     factored_inner_product,
     factored_singular_values,
+    factored_spectrum,
     factored_svd,
     haar_rotation,
     spectral_tolerance,
@@ -191,3 +192,22 @@ def test_non_finite_factors_and_unequal_products_are_refused():
         factored_inner_product(
             torch.ones(4, 2), torch.ones(2, 5), torch.ones(4, 2), torch.ones(2, 6)
         )
+
+
+@pytest.mark.parametrize(
+    ("b", "a", "error"),
+    [
+        (torch.ones(4, 2, dtype=torch.int64), torch.ones(2, 5), SettingError),
+        (torch.ones(4, 2), torch.ones(2, 5, dtype=torch.int64), SettingError),
+        (torch.ones(4, 2), torch.ones(2, 6), ShapeError),
+        (torch.ones(3, 2), torch.ones(2, 5), ShapeError),
+        (torch.ones(4, 3), torch.ones(2, 5), ShapeError),
+    ],
+    ids=["integers left", "integers right", "columns", "rows", "do not multiply"],
+)
+def test_every_pair_of_a_sequence_is_checked(b, a, error):
+    """Not only the first of a shape or of a dtype; a pair of another float dtype is fine."""
+    lefts, rights = [torch.ones(4, 2)] * 3, [torch.ones(2, 5)] * 3
+    with pytest.raises(error):
+        factored_spectrum([*lefts, b, *lefts], [*rights, a, *rights])
+    assert factored_spectrum([*lefts, lefts[0].double()], [*rights, rights[0]]).sigma.shape[0] == 4
