@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from gonio.adapters.keys import ModuleKeys
 from gonio.adapters.stored import StoredTensors, all_finite, broken
 from gonio.adapters.update import LoraUpdate, UpdateKind, split_module_name
 
-__all__ = ["UpdateLayout", "check_values", "read_magnitude", "read_update", "update_layout"]
+__all__ = ["UpdateLayout", "check_values", "checked_factors", "read_magnitude", "read_update"]
+
+StoredFactors: TypeAlias = tuple[Tensor, Tensor]
 
 _MAX_NORM = math.sqrt(torch.finfo(torch.float64).max)  # above it, energies leave float64
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -39,8 +41,10 @@ class UpdateLayout(NamedTuple):
     projection: str
 
 
-def update_layout(tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings) -> UpdateLayout:
-    """Check the factors of one module; their values only where they are not known to be finite.
+def checked_factors(
+    tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettings
+) -> tuple[UpdateLayout, StoredFactors]:
+    """The factors of one module, A and B as stored, and what they and the settings say of it.
 
     Raises:
         AdapterError: The factors are no finite floats, or do not fit each other or the settings.
@@ -56,21 +60,30 @@ def update_layout(tensors: StoredTensors, keys: ModuleKeys, settings: LoraSettin
     kernel = tuple(stored_a.shape[2:])
     kind: UpdateKind = "embedding" if keys.is_embedding else "convolution" if kernel else "linear"
     _, scaling = settings.resolve(keys.module)
-    return UpdateLayout(keys, kind, kernel, scaling, *split_module_name(keys.module))
+    layout = UpdateLayout(keys, kind, kernel, scaling, *split_module_name(keys.module))
+    return layout, (stored_a, stored_b)
 
 
-def read_update(tensors: StoredTensors, layout: UpdateLayout) -> LoraUpdate:
-    """The update ``scaling * B @ A`` of one module whose factors have been checked.
+def read_update(
+    tensors: StoredTensors, layout: UpdateLayout, factors: StoredFactors | None = None
+) -> LoraUpdate:
+    """The update ``scaling * B @ A`` of one module.
 
     An embedding's factors A ``(r, num_embeddings)`` and B ``(dim, r)`` change its weight by
     ``scaling * (B A)^T``, so its ``lora_b`` is A^T and its ``lora_a`` B^T. A convolution's A
     ``(r, in, *kernel)`` and B ``(out, r, 1, ...)`` are flattened behind their first axis.
 
+    Args:
+        tensors: The file.
+        layout: What :func:`checked_factors` said of this file, or of one of the same header and
+            configuration; the values are finite.
+        factors: A and B as stored; read when omitted.
+
     Raises:
         AdapterError: The update is too large for float64.
     """
     keys, kind, kernel, scaling, layer, projection = layout
-    lora_a, lora_b = tensors.get(keys.lora_a), tensors.get(keys.lora_b)
+    lora_a, lora_b = factors or (tensors.get(keys.lora_a), tensors.get(keys.lora_b))
     if kind == "embedding":
         lora_b, lora_a = lora_a.mT, lora_b.mT
     elif kind == "convolution":

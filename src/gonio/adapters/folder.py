@@ -15,11 +15,11 @@ from gonio.adapters.dora import dora_update, magnitude_length
 from gonio.adapters.factors import (
     UpdateLayout,
     check_values,
+    checked_factors,
     read_magnitude,
     read_update,
-    update_layout,
 )
-from gonio.adapters.keys import PREFIX, sort_keys
+from gonio.adapters.keys import PREFIX, ModuleKeys, sort_keys
 from gonio.adapters.refusal import one_line
 from gonio.adapters.stored import (
     WEIGHTS_NAME,
@@ -126,18 +126,25 @@ def _updates(
     if contents is not None and tensors.header is not None and tensors.is_finite:
         known = _known_layouts(tensors.header, contents.config)
     if known:
-        return [_update(tensors, module, base) for module in known[0].modules], known[0].unused
+        found = [
+            _with_magnitude(tensors, layout.keys, read_update(tensors, layout), base)
+            for layout in known[0].modules
+        ]
+        return found, known[0].unused
     modules, unused = sort_keys(tensors, settings)
     layouts, updates = [], []
     for keys in modules:
-        layouts.append(update_layout(tensors, keys, settings))
-        updates.append(_update(tensors, layouts[-1], base))
+        layout, factors = checked_factors(tensors, keys, settings)
+        layouts.append(layout)
+        update = read_update(tensors, layout, factors)
+        updates.append(_with_magnitude(tensors, keys, update, base))
     known.append(_Layout(tuple(layouts), unused))
     return updates, unused
 
 
-def _update(tensors: StoredTensors, layout: UpdateLayout, base: BaseWeights | None) -> LoraUpdate:
-    update, keys = read_update(tensors, layout), layout.keys
+def _with_magnitude(
+    tensors: StoredTensors, keys: ModuleKeys, update: LoraUpdate, base: BaseWeights | None
+) -> LoraUpdate:
     if keys.magnitude is None or base is None:
         return update
     magnitude = read_magnitude(tensors, keys.magnitude, magnitude_length(update))
