@@ -95,35 +95,23 @@ def attend(
         ShapeError: The shapes do not fit one another.
         SettingError: The level cannot run here.
     """
-    keys, values = plans
-    check_query(query, keys)
-    batch, heads, rows, _ = query.shape
-    for run in runs:
-        check_codes(run.keys, keys, batch, run.tokens)
-        check_codes(run.values, values, batch, run.tokens)
-    if not runs:
-        raise ShapeError("attention needs at least one run of tokens")
-    tokens = sum(run.tokens for run in runs)
-    if mask is not None:
-        check_mask(mask, query, first, tokens)
-    if bias is not None and bias.shape != query.shape[:3]:
-        raise ShapeError(f"bias {tuple(bias.shape)} does not fit queries {tuple(query.shape)}")
-    if frame is not None:
-        frame.check(plans)
+    _check(query, runs, plans, frame, bias, mask, first)
     chosen = compute_level(level, query)
     if chosen in (REFERENCE, TRITON):
-        part = None if mask is None else mask[:, :, first : first + tokens]
+        part = None if mask is None else mask[:, :, first : first + _tokens(runs)]
         return _attend_apart(query, runs, plans, frame, bias, part, softcap, chosen)
     query = ready(query, F32)
+    batch, heads, rows, _ = query.shape
     stored = [
         (ready(run.keys, torch.uint8), ready(run.values, torch.uint8), run.tokens) for run in runs
     ]
     bias = None if bias is None else ready(bias, F32)
     mask = None if mask is None else ready(mask, F32)
     ranges = block_ranges(sum(-(-run.tokens // BLOCK) for run in runs), heads * batch)
-    parts = [empty_parts(batch, heads, rows, values.dim) for _ in ranges]
+    parts = [empty_parts(batch, heads, rows, plans[1].dim) for _ in ranges]
     arguments = (
-        *(plan_pointer(keys), plan_pointer(values), None if frame is None else frame.pointer),
+        *map(plan_pointer, plans),
+        None if frame is None else frame.pointer,
         (_Run * len(stored))(
             *(_Run(k.data_ptr(), v.data_ptr(), k.shape[1], count) for k, v, count in stored)
         ),
@@ -144,6 +132,34 @@ def attend(
         ]
     )
     return merge_attention(parts)
+
+
+def _tokens(runs: Sequence[CodeRun]) -> int:
+    return sum(run.tokens for run in runs)
+
+
+def _check(
+    query: Tensor,
+    runs: Sequence[CodeRun],
+    plans: tuple[CodePlan, CodePlan],
+    frame: Frame | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    first: int,
+) -> None:
+    """Refuse arguments of :func:`attend` that do not fit one another."""
+    if not runs:
+        raise ShapeError("attention needs at least one run of tokens")
+    check_query(query, plans[0])
+    for run in runs:
+        check_codes(run.keys, plans[0], len(query), run.tokens)
+        check_codes(run.values, plans[1], len(query), run.tokens)
+    if mask is not None:
+        check_mask(mask, query, first, _tokens(runs))
+    if bias is not None and bias.shape != query.shape[:3]:
+        raise ShapeError(f"bias {tuple(bias.shape)} does not fit queries {tuple(query.shape)}")
+    if frame is not None:
+        frame.check(plans)
 
 
 class _Run(ctypes.Structure):
