@@ -1,8 +1,8 @@
 """Compiling at first use, and a package that works and says why where that fails."""
 
-import os
 import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -129,23 +129,45 @@ def test_a_level_can_be_asked_for(choose_kernels):
         kernel_status()
 
 
-def test_the_size_of_the_nearest_cache_is_compiled_in_where_it_is_known(monkeypatch):
-    for known, expected in ((32768, ("-DGONIO_NEAREST_CACHE=32768",)), (0, ()), (-1, ())):
-        monkeypatch.setattr(os, "sysconf", lambda name, size=known: size)
-        assert build.compile_flags() == (*build.FLAGS, *expected)
+def describe_caches(folder, *caches):
+    for number, (level, kind, size) in enumerate(caches):
+        index = folder / f"index{number}"
+        index.mkdir(parents=True)
+        for name, text in (("level", level), ("type", kind), ("size", size)):
+            (index / name).write_text(f"{text}\n")
 
-    def unknown(name):
-        raise ValueError("unrecognized configuration name")
 
-    monkeypatch.setattr(os, "sysconf", unknown)
-    assert build.compile_flags() == build.FLAGS
+def test_the_size_of_the_nearest_cache_is_compiled_in_where_it_is_known(tmp_path, monkeypatch):
+    second = (2, "Unified", "1024K")
+    for name, caches, expected in (
+        ("usual", [(1, "Instruction", "64K"), (1, "Data", "32K"), second], 32 << 10),
+        ("larger", [(1, "Data", "48K"), (1, "Instruction", "32K"), second], 48 << 10),
+        ("only the second", [second], None),
+        ("strange", [(1, "Data", "much")], None),
+        ("nothing", [], None),
+    ):
+        describe_caches(tmp_path / name, *caches)
+        monkeypatch.setattr(build, "CACHES", tmp_path / name)
+        assert build.nearest_cache() == expected
+        more = () if expected is None else (f"-DGONIO_NEAREST_CACHE={expected}",)
+        assert build.compile_flags() == (*build.FLAGS, *more)
+
+
+@pytest.mark.skipif(shutil.which("getconf") is None, reason="nothing to compare with")
+def test_it_is_what_the_system_says_by_another_way():
+    asked = subprocess.run(
+        ["getconf", "LEVEL1_DCACHE_SIZE"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if asked not in ("", "0", "undefined") and build.CACHES.is_dir():
+        assert build.nearest_cache() == int(asked)
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler here")
 def test_another_cache_makes_another_library(empty_cache, monkeypatch):
     """A home that several machines share holds a library for each kind of them."""
     found = set()
-    for size in (32768, 49152):
-        monkeypatch.setattr(os, "sysconf", lambda name, size=size: size)
+    for size in ("32K", "48K"):
+        describe_caches(empty_cache / size, (1, "Data", size))
+        monkeypatch.setattr(build, "CACHES", empty_cache / size)
         found.add(build._library_path(find_compiler(), source_files()))
     assert len(found) == 2

@@ -30,6 +30,7 @@ __all__ = [
     "compile_flags",
     "find_compiler",
     "is_built",
+    "nearest_cache",
     "source_files",
 ]
 
@@ -38,6 +39,7 @@ FLAGS = (
     *("-std=c11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
 )
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 TIMEOUT = 300  # seconds that a compiler may take
 
 
@@ -73,11 +75,23 @@ def find_compiler() -> Compiler:
 
 def compile_flags() -> tuple[str, ...]:
     """:data:`FLAGS`, and the bytes of the nearest data cache where the system tells them."""
+    size = nearest_cache()
+    return FLAGS if size is None else (*FLAGS, f"-DGONIO_NEAREST_CACHE={size}")
+
+
+def nearest_cache() -> int | None:
+    """Bytes of this processor's nearest data cache; None where Linux does not say."""
     try:
-        size = os.sysconf("SC_LEVEL1_DCACHE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        size = 0
-    return (*FLAGS, f"-DGONIO_NEAREST_CACHE={size}") if size > 0 else FLAGS
+        for folder in sorted(CACHES.glob("index*")):
+            level, kind, size = (
+                (folder / name).read_text(encoding="ascii").strip()
+                for name in ("level", "type", "size")
+            )
+            if level == "1" and kind in ("Data", "Unified"):
+                return int(size.removesuffix("K")) * 1024
+    except (OSError, ValueError):
+        return None
+    return None
 
 
 def source_files() -> list[Path]:
