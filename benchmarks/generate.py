@@ -31,6 +31,7 @@ WINDOW = 256  # of them at a time, spread over all positions
 CHUNK = 1024  # tokens of the prompt read at once
 CHECKED = 8  # last tokens of the context whose logits are compared
 LIMIT = 0.02  # mean relative difference of logits that 8-bit tables may make
+LARGEST_ROUNDING = 0.05  # what the model's own rounding may add to it, however large it is found
 LARGEST_SHARE, JUDGED = 0.2, 2048  # of the bytes of a 16-bit cache, from so many tokens on
 CODES, DEFAULT, OTHER = "gonio", "sdpa", "eager"
 
@@ -144,8 +145,9 @@ def check_logits(model: PreTrainedModel, caches: dict[str, Cache], tokens: Tenso
         f"check: codes and decoded differ by {error:.2%} of the logits, own rounding {rounding:.2%}"
     )
     print(f"check: KL to raw keys and values {kl:.3f} nats by codes, {decoded_kl:.3f} decoded")
-    if not error <= LIMIT + rounding:
-        sys.exit(f"attention on codes is off by {error:.2%}, limit {LIMIT + rounding:.2%}")
+    limit = LIMIT + min(rounding, LARGEST_ROUNDING)
+    if not error <= limit:
+        sys.exit(f"attention on codes is off by {error:.2%}, limit {limit:.2%}")
 
 
 def check_bytes(caches: dict[str, Cache]) -> None:
